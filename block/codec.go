@@ -13,13 +13,13 @@ import (
 type Codec uint8
 
 const (
+	// Zstd is one RFC 8878 frame that states its content size. Blocks that do
+	// not shrink become frames of raw blocks. It is the default for packing.
+	Zstd Codec = iota
 	// Snappy is the raw block format of github.com/golang/snappy, whose output
 	// is byte for byte that of the encoder which rfs uses. Other encoders of the
 	// same format give other IDs.
-	Snappy Codec = iota
-	// Zstd is one RFC 8878 frame that states its content size. Blocks that do
-	// not shrink become frames of raw blocks.
-	Zstd
+	Snappy
 )
 
 // ParseCodec reads the value of a manifest's tag "codec", or of --codec. The
