@@ -1,4 +1,5 @@
-// Package pack turns a file tree into objects in a store and a manifest.
+// Package pack turns a file tree into objects in a store and a manifest, and
+// back.
 //
 // The tree is an fs.FS whose files say more than their name and content. [Dir]
 // is one for a directory. Any other does as well, if fs.FileInfo.Sys gives a
@@ -14,6 +15,8 @@
 // The same tree and options give the same manifest, on every file system and
 // host: entries are sorted, and what depends on the place of packing is left
 // out (times of inode changes, sizes of directories, inode numbers).
+//
+// [Unpack] writes the tree of a manifest to a directory.
 //
 // Memory: about 600 KiB for each block under way, some dozens, and about 300
 // bytes for each file of the tree.

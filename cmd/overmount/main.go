@@ -1,0 +1,25 @@
+// Command overmount packs file trees into flists, publishes them, and mounts
+// them where machines boot from the network. "overmount --help" lists its verbs.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"overmount/internal/cli"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	code := cli.Run(ctx, cli.Env{
+		Args:   os.Args[1:],
+		Stdout: os.Stdout,
+		Stderr: os.Stderr,
+		Getenv: os.Getenv,
+	})
+	stop()
+	os.Exit(code)
+}

@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A program in Go cannot fork, so "mount -d" starts itself once more with the
+// same arguments, and readyFD in the environment: the number of a pipe, on which
+// the child says that the mount is there. Until then the child talks on its
+// parent's stderr; what it says there is what the caller sees.
+const (
+	readyFD   = "OVERMOUNT_READY_FD"
+	readyWord = "ready"
+)
+
+// daemonPipe returns the pipe to the parent, nil in the parent.
+func (a *app) daemonPipe() (*os.File, error) {
+	text := a.Getenv(readyFD)
+	if text == "" {
+		return nil, nil
+	}
+	fd, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%q is not a file descriptor", readyFD, text)
+	}
+	return os.NewFile(uintptr(fd), "readiness pipe"), nil
+}
+
+// startDaemon starts the child and waits until it is ready or has failed.
+func (a *app) startDaemon(ctx context.Context) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	child := exec.Command(exe, a.Args...)
+	child.Env = append(os.Environ(), readyFD+"=3")
+	child.Stderr = a.Stderr
+	child.ExtraFiles = []*os.File{w}
+	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = child.Start()
+	w.Close()
+	if err != nil {
+		return fmt.Errorf("start the daemon: %w", err)
+	}
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(r).ReadString('\n')
+		line <- text
+	}()
+	select {
+	case text := <-line:
+		if text == readyWord+"\n" {
+			return child.Process.Release()
+		}
+		return daemonFailed(child.Wait())
+	case <-ctx.Done():
+		return errors.Join(ctx.Err(), stopDaemon(child))
+	}
+}
+
+// daemonFailed passes on how the child ended. What it had to say, it has said.
+func daemonFailed(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.Exited() {
+		return exitError{code: exit.ExitCode()}
+	}
+	if err == nil {
+		err = errors.New("it ended too early")
+	}
+	return fmt.Errorf("the mount daemon failed: %w", err)
+}
+
+// stopDaemon ends the child, which unmounts what it has mounted.
+func stopDaemon(child *exec.Cmd) error {
+	if err := child.Process.Signal(unix.SIGTERM); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- child.Wait() }()
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(lastUse + 5*time.Second):
+		return errors.Join(child.Process.Kill(), <-ended)
+	}
+}
+
+// detach tells the parent that the mount is there, and lets go of what keeps a
+// terminal or a directory busy.
+func (a *app) detach(pipe *os.File) error {
+	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	if _, err := pipe.WriteString(readyWord + "\n"); err != nil {
+		return fmt.Errorf("the caller that waits for the mount has gone: %w", err)
+	}
+	if err := pipe.Close(); err != nil {
+		return err
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for _, fd := range []int{unix.Stdout, unix.Stderr} {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"overmount/fusefs"
+)
+
+type mountFlags struct {
+	treeFlags
+	daemon  bool
+	logFile string
+	fsname  string
+	subtype string
+}
+
+func (a *app) mountCommand() *cobra.Command {
+	var f mountFlags
+	cmd := &cobra.Command{
+		Use:   "mount -m FILE [-c CACHE] [-d] [-l LOG] TARGET",
+		Short: "Mount a manifest read-only over a directory",
+		Long: `Mount shows the tree of a manifest in the directory TARGET, over what is there.
+Content is fetched when it is read, checked, and kept in the cache.
+
+It serves the mount until SIGINT or SIGTERM, or until someone unmounts it. With
+-d it goes to the background, and returns when the mount answers; if the mount
+fails, it says why, and nothing is left mounted or running.
+
+A read that no store can answer fails with EIO after --timeout, never with
+"no such file". The reason is in the log.
+
+` + exitCodes,
+		Example: `  overmount mount -d -m modules.fl /lib/modules/6.1.0-56-amd64
+  overmount mount -d -l /var/log/overmount.log -c /run/overmount -m https://web.example.com/firmware.fl /lib/firmware`,
+		Args: args(1, 1, "TARGET, the directory to mount over"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd, &f, args[0]) },
+	}
+	f.add(cmd, "`directory` for the cache of objects, or none", defaultCache(a.Getenv))
+	flags := cmd.Flags()
+	flags.BoolVarP(&f.daemon, "daemon", "d", false, "serve in the background; return when the mount is ready")
+	flags.StringVarP(&f.logFile, "log", "l", "", "`file` to append messages to (default stderr; with -d, once ready, nowhere)")
+	flags.StringVar(&f.fsname, "fsname", "", "name of the mounted device (default FILE)")
+	flags.StringVar(&f.subtype, "subtype", "overmount", "the type of the mount is fuse.`NAME`")
+	return cmd
+}
+
+// defaultCache is a directory that outlives the program: the system's for root,
+// the user's for others.
+func defaultCache(getenv func(string) string) string {
+	if os.Geteuid() == 0 {
+		return "/var/cache/overmount"
+	}
+	if dir := getenv("XDG_CACHE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "overmount")
+	}
+	if home := getenv("HOME"); home != "" {
+		return filepath.Join(home, ".cache", "overmount")
+	}
+	return "none"
+}
+
+func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
+	if err := needMeta(cmd, f.meta); err != nil {
+		return err
+	}
+	if f.cacheDir == "none" {
+		f.cacheDir = ""
+	}
+	ready := func() error { return nil }
+	if f.daemon {
+		pipe, err := a.daemonPipe()
+		if err != nil {
+			return err
+		}
+		if pipe == nil {
+			return a.startDaemon(cmd.Context())
+		}
+		ready = func() error { return a.detach(pipe) }
+	}
+	log, err := a.mountLog(cmd, f.logFile)
+	if err != nil {
+		return err
+	}
+	return f.serve(cmd.Context(), target, log, ready)
+}
+
+// mountLog is the log of a mount, which lives as long as the program.
+func (a *app) mountLog(cmd *cobra.Command, file string) (*slog.Logger, error) {
+	if file == "" {
+		return a.logger(cmd, a.Stderr)
+	}
+	w, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	return a.logger(cmd, w)
+}
+
+// serve mounts, says that it is ready, and serves until the context or the mount
+// ends.
+func (f *mountFlags) serve(ctx context.Context, target string, log *slog.Logger, ready func() error) (err error) {
+	o, err := f.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, o.close()) }()
+	if f.fsname == "" {
+		f.fsname = shown(f.meta)
+	}
+	s, err := fusefs.Mount(ctx, target, o.tree, &fusefs.Options{
+		FSName: f.fsname, Subtype: f.subtype, ReadTimeout: f.timeout, Logger: log,
+	})
+	if err != nil {
+		return err
+	}
+	// Reading the manifest took several times the memory that its table does.
+	debug.FreeOSMemory()
+	if err := ready(); err != nil {
+		return errors.Join(err, unmount(s, log))
+	}
+	log.Info("mounted", "manifest", shown(f.meta), "at", target, "nodes", o.tree.Manifest().Len())
+	select {
+	case <-s.Done():
+		log.Info("unmounted", "at", target)
+		return nil
+	case <-ctx.Done():
+		return unmount(s, log)
+	}
+}
+
+// lastUse is how long a mount that was in use when it was to end goes on serving.
+const lastUse = 10 * time.Second
+
+// unmount ends a mount. If it is in use, its name goes at once, and those who
+// use it get some time.
+func unmount(s *fusefs.Server, log *slog.Logger) error {
+	err := s.Unmount()
+	if errors.Is(err, fusefs.ErrBusy) {
+		log.Warn("the mount is in use; it is taken from its place and served a little longer", "for", lastUse)
+		err = s.UnmountLazy()
+	}
+	if err != nil {
+		return err
+	}
+	select {
+	case <-s.Done():
+	case <-time.After(lastUse):
+		return fmt.Errorf("unmount: someone still used it after %v, and has lost it", lastUse)
+	}
+	log.Info("unmounted")
+	return nil
+}

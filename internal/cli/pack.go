@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"overmount/block"
+	"overmount/manifest"
+	"overmount/pack"
+)
+
+type packFlags struct {
+	meta         string
+	stores       []string
+	keepPassword bool
+	kind, kver   string
+	codec        string
+	exclude      []string
+}
+
+func (a *app) packCommand() *cobra.Command {
+	var f packFlags
+	cmd := &cobra.Command{
+		Use:   "pack -m OUT.fl -s STORE [-s STORE]... SOURCE",
+		Short: "Pack a directory: content to stores, the tree to a manifest",
+		Long: `Pack reads the directory SOURCE, puts its content as encrypted objects into each
+STORE, and then writes the manifest. A manifest that exists is replaced when
+all went well, and not touched otherwise.
+
+STORE is [xx-yy=]URL. The range says which objects go there, by the first byte
+of their names in hex; the default is 00-ff. Several stores with one range are
+replicas of each other. URL is dir:///absolute/path.
+
+The same tree gives the same manifest. If SOURCE_DATE_EPOCH is set, it is noted
+as the time of creation, and files that are newer get it as their time.
+
+` + exitCodes,
+		Example: `  overmount pack -m modules.fl -s dir:///srv/objects --kind modules /lib/modules/6.1.0-56-amd64
+  overmount pack -m tree.fl -s 00-7f=dir:///a -s 80-ff=dir:///b --exclude '*.o' /some/tree`,
+		Args: args(1, 1, "SOURCE, the directory to pack"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.pack(cmd, &f, args[0]) },
+	}
+	metaFlag(cmd, &f.meta, "manifest `FILE` to write")
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&f.stores, "store", "s", nil, "`STORE` for the objects, can be repeated (required)")
+	flags.BoolVar(&f.keepPassword, "no-strip-password", false, "write the passwords of store URLs into the manifest, for everyone who reads it")
+	flags.StringVar(&f.kind, "kind", "tree", "what the tree is: modules, firmware or tree; noted in the manifest")
+	flags.StringVar(&f.kver, "kver", "", "kernel `version` of the modules; noted in the manifest (default with --kind modules: the last part of SOURCE)")
+	flags.StringVar(&f.codec, "codec", "zstd", "compression: zstd, or snappy, which rfs can read")
+	flags.StringArrayVar(&f.exclude, "exclude", nil, "leave out what `GLOB` matches, by name or, with a slash in it, by path; can be repeated")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
+	opts, err := a.packOptions(cmd, f, source)
+	if err != nil {
+		return err
+	}
+	writers, routes, err := writeStores(f.stores, f.keepPassword)
+	if err != nil {
+		return err
+	}
+	if f.keepPassword {
+		fmt.Fprintln(a.Stderr, "overmount: warning: the manifest will hold the passwords of its stores, readable by everyone who gets it")
+	}
+	opts.Routes = routes
+	if info, err := os.Stat(source); err != nil {
+		return fmt.Errorf("pack: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("pack %s: it is not a directory", source)
+	}
+	start := time.Now()
+	bar := a.progress("packing")
+	opts.Progress = bar.update
+	sum, err := pack.Run(cmd.Context(), pack.Dir(source), writers, f.meta, opts)
+	bar.finish()
+	if err != nil {
+		return err
+	}
+	return a.packed(f.meta, sum, time.Since(start))
+}
+
+func (a *app) packOptions(cmd *cobra.Command, f *packFlags, source string) (*pack.Options, error) {
+	if err := needMeta(cmd, f.meta); err != nil {
+		return nil, err
+	}
+	if isURL(f.meta) {
+		return nil, usagef(cmd, "-m %s: the manifest is written to a file, not to a URL", f.meta)
+	}
+	if len(f.stores) == 0 {
+		return nil, usagef(cmd, "missing flag: -s STORE, where the content goes")
+	}
+	if f.codec == "" {
+		return nil, usagef(cmd, "--codec is empty: want zstd or snappy")
+	}
+	codec, err := block.ParseCodec(f.codec)
+	if err != nil {
+		return nil, usagef(cmd, "--codec: %w", err)
+	}
+	tags := map[string]string{manifest.TagKind: f.kind, manifest.TagGenerator: "overmount " + version()}
+	switch f.kind {
+	case "modules":
+		if f.kver == "" {
+			abs, err := filepath.Abs(source)
+			if err != nil {
+				return nil, err
+			}
+			f.kver = filepath.Base(abs)
+		}
+	case "firmware", "tree":
+	default:
+		return nil, usagef(cmd, "--kind %q: want modules, firmware or tree", f.kind)
+	}
+	if f.kver != "" {
+		tags[manifest.TagKver] = f.kver
+	}
+	opts := &pack.Options{Codec: codec, Tags: tags, Exclude: f.exclude}
+	if epoch := a.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
+		sec, err := strconv.ParseInt(epoch, 10, 64)
+		if err != nil {
+			return nil, usagef(cmd, "SOURCE_DATE_EPOCH %q is not a number of seconds", epoch)
+		}
+		opts.Newest = time.Unix(sec, 0).UTC()
+		tags[manifest.TagCreated] = opts.Newest.Format(time.RFC3339)
+	}
+	return opts, nil
+}
+
+// packed tells what was packed.
+func (a *app) packed(meta string, s pack.Summary, took time.Duration) error {
+	if a.json {
+		return json.NewEncoder(a.Stdout).Encode(map[string]any{
+			"manifest": meta, "files": s.Files, "others": s.Others, "bytes": s.Bytes, "blocks": s.Blocks,
+			"objects": s.Objects, "object_bytes": s.ObjectBytes,
+			"new_objects": s.NewObjects, "new_bytes": s.NewBytes, "seconds": took.Seconds(),
+		})
+	}
+	ratio := 1.0
+	if s.ObjectBytes > 0 {
+		ratio = float64(s.Bytes) / float64(s.ObjectBytes)
+	}
+	fmt.Fprintf(a.Stdout, "packed   %d files, %s, and %d directories, links and others\n", s.Files, humanBytes(s.Bytes), s.Others)
+	fmt.Fprintf(a.Stdout, "objects  %d, %s (ratio %.2f): %d new, %s; %d known\n",
+		s.Objects, humanBytes(s.ObjectBytes), ratio, s.NewObjects, humanBytes(s.NewBytes), s.Objects-s.NewObjects)
+	fmt.Fprintf(a.Stdout, "time     %.2f s, %s/s\n", took.Seconds(), humanBytes(int64(float64(s.Bytes)/max(took.Seconds(), 1e-3))))
+	fmt.Fprintf(a.Stdout, "manifest %s\n", meta)
+	return nil
+}
