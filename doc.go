@@ -1,0 +1,29 @@
+// Package overmount holds the program's packages and nothing itself.
+//
+// Overmount ships kernel modules and firmware to machines that boot from the
+// network. A build host packs a file tree into a flist: a small manifest (a
+// SQLite file, .fl) and content-addressed, encrypted objects in a store. A
+// booting machine mounts the flist with FUSE, and fetches content when it is
+// read.
+//
+// The packages stand on floors, and import only what is below them.
+// layers_test.go holds the map.
+//
+//	floor 5  cmd/overmount     signals and exit code
+//	         internal/demo     what "make demo" runs
+//	floor 4  internal/cli      the command line, one file for each verb
+//	floor 3  pack              a file tree to objects and a manifest, and back
+//	         fusefs            a tree as a FUSE mount
+//	floor 2  tree              manifest + store = files, without a kernel
+//	         cache             a bounded, verified cache on disk before a store
+//	         store/httpstore   a store behind HTTP
+//	         store/storetest   the tests of every store, and servers that fail
+//	floor 1  manifest          the .fl file: create, open, edit
+//	         store             interfaces, directory, memory, wrappers
+//	floor 0  block             one block: seal, open, codecs
+//	         internal/atomicfile  files that appear whole or not at all
+//	         internal/flight      work that those who want it share
+//
+// bench measures several of them against plain tools. docs/format.md defines
+// the format, docs/decisions.md gives the reasons.
+package overmount
