@@ -31,7 +31,7 @@ func ParseCodec(s string) (Codec, error) {
 	case "zstd":
 		return Zstd, nil
 	}
-	return 0, fmt.Errorf("unknown codec %q: want zstd or snappy", s)
+	return 0, fmt.Errorf("unknown codec %.40q: want zstd or snappy", s)
 }
 
 func (c Codec) String() string {
@@ -99,10 +99,12 @@ func (c Codec) decompress(dst, packed []byte) ([]byte, error) {
 		if h.FrameContentSize > Size {
 			return dst, fmt.Errorf("it claims %d bytes, over the limit of %d", h.FrameContentSize, Size)
 		}
+		if n := frameLen(h, packed); n != len(packed) {
+			return dst, fmt.Errorf("its one frame has %d bytes of %d", n, len(packed))
+		}
 		_, dec := zstdCoders()
 		dst = grow(dst, int(h.FrameContentSize))
-		// The decoder never goes past the capacity that it is given, so a
-		// second frame behind the first cannot make it allocate.
+		// The decoder never goes past the capacity that it is given.
 		plain, err := dec.DecodeAll(packed, dst[:start:start+int(h.FrameContentSize)])
 		if err != nil {
 			return dst[:start], err
@@ -110,6 +112,31 @@ func (c Codec) decompress(dst, packed []byte) ([]byte, error) {
 		return plain, nil
 	}
 	return dst, fmt.Errorf("unknown %v", c)
+}
+
+// frameLen returns the length of the zstd frame that b begins with, from the
+// headers of its blocks: RFC 8878, section 3.1.1.2. It is over len(b) if the
+// frame is cut short.
+func frameLen(h zstd.Header, b []byte) int {
+	const rle = 1
+	at := h.HeaderSize
+	for last := false; !last; {
+		if at+3 > len(b) {
+			return len(b) + 1
+		}
+		head := int(b[at]) | int(b[at+1])<<8 | int(b[at+2])<<16
+		last = head&1 != 0
+		at += 3
+		if head>>1&3 == rle {
+			at++
+		} else {
+			at += head >> 3
+		}
+	}
+	if h.HasCheckSum {
+		at += 4
+	}
+	return at
 }
 
 // grow makes room for n more bytes behind b.
@@ -126,7 +153,10 @@ func grow(b []byte, n int) []byte {
 // only snappy does not pay for them. Both are stateless between calls and safe
 // for concurrent use.
 var zstdCoders = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))
+	// Without SingleSegment, a block under 256 bytes would not state its
+	// length; without ZeroFrames, an empty one would be no frame at all.
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false),
+		zstd.WithSingleSegment(true), zstd.WithZeroFrames(true), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // only for options that contradict each other
 	}

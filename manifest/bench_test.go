@@ -3,6 +3,7 @@ package manifest
 import (
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -48,23 +49,40 @@ func BenchmarkOpen(b *testing.B) {
 		path := filepath.Join(b.TempDir(), "m.fl")
 		writeFlat(b, path, n)
 		b.Run(fmt.Sprintf("inodes=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			empty := liveHeap()
+			var m *Manifest
 			for b.Loop() {
-				if _, err := Open(b.Context(), path); err != nil {
-					b.Fatal(err)
-				}
+				m = nil
+				m = mustOpen(b, path)
 			}
-			b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/open")
+			b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/open")
+			b.ReportMetric(float64(liveHeap()-empty)/float64(n), "live-B/inode")
+			runtime.KeepAlive(m)
 		})
 	}
+}
+
+func liveHeap() int64 {
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return int64(s.HeapAlloc)
+}
+
+func BenchmarkCreate(b *testing.B) {
+	const n = 100_000
+	path := filepath.Join(b.TempDir(), "m.fl")
+	for b.Loop() {
+		writeFlat(b, path, n)
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N)/n, "µs/inode")
 }
 
 func BenchmarkLookup(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "m.fl")
 	writeFlat(b, path, 100_000)
-	m, err := Open(b.Context(), path)
-	if err != nil {
-		b.Fatal(err)
-	}
+	m := mustOpen(b, path)
 	dirs := m.Children(Root)
 	i := 0
 	for b.Loop() {

@@ -3,9 +3,11 @@ package manifest
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	"github.com/ncruces/go-sqlite3"
 	"golang.org/x/sys/unix"
@@ -36,8 +38,15 @@ type Writer struct {
 	file  *atomicfile.File
 	db    *sqlite3.Conn
 	stmts map[string]*sqlite3.Stmt
-	inos  map[string]int64 // of directories, and of files that have links
+	inos  map[string]int64 // of directories
+	links map[string]first // files that have several names
 	last  string
+}
+
+// first is the first name of a file with several.
+type first struct {
+	ino int64
+	Entry
 }
 
 // Create starts a manifest that will appear at path, in place of what is there.
@@ -47,7 +56,7 @@ func Create(ctx context.Context, path string, codec block.Codec, tags map[string
 	if err != nil {
 		return nil, fmt.Errorf("create manifest %s: %w", path, err)
 	}
-	w := &Writer{file: f, stmts: map[string]*sqlite3.Stmt{}, inos: map[string]int64{}}
+	w := &Writer{file: f, stmts: map[string]*sqlite3.Stmt{}, inos: map[string]int64{}, links: map[string]first{}}
 	if err := w.begin(ctx, codec, tags, routes); err != nil {
 		w.Abort()
 		return nil, fmt.Errorf("create manifest %s: %w", path, err)
@@ -63,7 +72,8 @@ func (w *Writer) begin(ctx context.Context, codec block.Codec, tags map[string]s
 	w.db = db
 	// Until Commit the file has no name that anyone reads, so nothing needs to
 	// be rolled back, and Commit makes it last. The file's header says DELETE.
-	if err := db.Exec(`PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN;` + schema + additions); err != nil {
+	// OFF is not to be had for a database that is not trusted.
+	if err := db.Exec(`PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; BEGIN;` + schema + additions); err != nil {
 		return err
 	}
 	all := maps.Clone(tags)
@@ -114,30 +124,38 @@ func (w *Writer) Add(e Entry) error {
 }
 
 func (w *Writer) add(e Entry) error {
+	if w.db == nil {
+		return fs.ErrClosed
+	}
 	parent, name, err := w.place(e)
 	if err != nil {
 		return err
 	}
+	switch {
+	case e.Attr.IsDir():
+		e.Attr.Size = dirSize
+	case e.Attr.Type() == unix.S_IFLNK:
+		e.Attr.Size = int64(len(e.Target))
+	}
 	if err := e.check(); err != nil {
 		return err
 	}
-	size := e.Attr.Size
-	switch {
-	case e.Attr.IsDir():
-		size = dirSize
-	case e.Attr.Type() == unix.S_IFLNK:
-		size = int64(len(e.Target))
+	if err := w.checkLink(e); err != nil {
+		return err
 	}
 	// The time of the last change of the inode is that of unpacking it here,
 	// so it would make every pack differ; mtime stands for it.
 	err = w.insert(`INSERT INTO inode (parent, name, size, uid, gid, mode, rdev, ctime, mtime) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		parent, name, size, int64(e.Attr.UID), int64(e.Attr.GID), int64(e.Attr.Mode), int64(e.Attr.Rdev), e.Attr.Mtime, e.Attr.Mtime)
+		parent, name, e.Attr.Size, int64(e.Attr.UID), int64(e.Attr.GID), int64(e.Attr.Mode), int64(e.Attr.Rdev), e.Attr.Mtime, e.Attr.Mtime)
 	if err != nil {
 		return err
 	}
 	ino := w.db.LastInsertRowID()
-	if e.Attr.IsDir() || e.Attr.Nlink > 1 {
+	switch {
+	case e.Attr.IsDir():
 		w.inos[e.Path] = ino
+	case e.Attr.Nlink > 1 && e.LinkTo == "":
+		w.links[e.Path] = first{ino, e}
 	}
 	return w.addContent(ino, e)
 }
@@ -161,11 +179,24 @@ func (w *Writer) addContent(ino int64, e Entry) error {
 	if e.LinkTo == "" {
 		return nil
 	}
-	first, ok := w.inos[e.LinkTo]
-	if !ok {
-		return fmt.Errorf("it is a link to %s, which is not an earlier entry with several links", e.LinkTo)
+	return w.insert(`INSERT INTO hardlink (ino, first) VALUES (?, ?)`, ino, w.links[e.LinkTo].ino)
+}
+
+// checkLink refuses a link that is not the same file as its first name.
+func (w *Writer) checkLink(e Entry) error {
+	if e.LinkTo == "" {
+		return nil
 	}
-	return w.insert(`INSERT INTO hardlink (ino, first) VALUES (?, ?)`, ino, first)
+	f, ok := w.links[e.LinkTo]
+	if !ok {
+		return fmt.Errorf("it is a link to %s, which is not an earlier entry, the first of several links", e.LinkTo)
+	}
+	a, b := e.Attr, f.Attr
+	a.Nlink, a.Ctime = b.Nlink, b.Ctime
+	if a != b || e.Target != f.Target || !slices.Equal(e.Blocks, f.Blocks) {
+		return fmt.Errorf("it is a link to %s, but its attributes or its content differ", e.LinkTo)
+	}
+	return nil
 }
 
 // notNil keeps an empty value from becoming NULL.
@@ -233,6 +264,13 @@ func (e Entry) check() error {
 		return fmt.Errorf("a symlink's target must be 1 to %d bytes without NUL", unix.PathMax-1)
 	case a.Type() != unix.S_IFLNK && e.Target != "":
 		return fmt.Errorf("only a symlink has a target")
+	case a.IsDir() && strings.Count(e.Path, "/") >= MaxDepth:
+		return fmt.Errorf("it lies more than %d directories deep", MaxDepth)
+	}
+	for _, x := range e.Xattrs {
+		if err := x.check(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -240,6 +278,12 @@ func (e Entry) check() error {
 // Commit finishes the manifest and gives it its name.
 func (w *Writer) Commit() error {
 	defer w.Abort()
+	if w.db == nil {
+		return fs.ErrClosed
+	}
+	if w.last == "" {
+		return fmt.Errorf("write manifest: nothing was added, not even the root")
+	}
 	if err := w.db.Exec(indexes + `COMMIT; PRAGMA journal_mode = DELETE;`); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}

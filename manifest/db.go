@@ -2,9 +2,9 @@ package manifest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 
 	"github.com/ncruces/go-sqlite3"
 )
@@ -12,9 +12,15 @@ import (
 // maxCell is the longest value that a manifest can hold, in bytes: an xattr's.
 const maxCell = 64 << 10
 
+// maxRow is the longest row, and so the longest value, that is read or written.
+const maxRow = 2 * maxCell
+
 // openDB opens a database file. The schema in it is not trusted: no function
-// with side effects runs from it, and no value over maxCell is built.
+// with side effects runs from it, and nothing over maxRow is built.
 func openDB(ctx context.Context, path string, flags sqlite3.OpenFlag, query string) (*sqlite3.Conn, error) {
+	if strings.HasPrefix(path, "//") { // would name a host
+		path = "/" + strings.TrimLeft(path, "/")
+	}
 	// The path is escaped, so that ? and # in it stay part of the name.
 	uri := (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: query}).String()
 	db, err := sqlite3.OpenFlags(uri, flags|sqlite3.OPEN_URI)
@@ -30,17 +36,17 @@ func openDB(ctx context.Context, path string, flags sqlite3.OpenFlag, query stri
 		db.Close()
 		return nil, err
 	}
-	db.Limit(sqlite3.LIMIT_LENGTH, max(maxCell, 1<<20))
+	db.Limit(sqlite3.LIMIT_LENGTH, maxRow)
 	return db, nil
 }
 
 // each runs a query and calls row for each row of the answer.
-func each(db *sqlite3.Conn, query string, row func(*sqlite3.Stmt) error) (err error) {
+func each(db *sqlite3.Conn, query string, row func(*sqlite3.Stmt) error) error {
 	stmt, _, err := db.Prepare(query)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stmt.Close()) }()
+	defer stmt.Close() // says nothing that Err does not
 	for stmt.Step() {
 		if err := row(stmt); err != nil {
 			return err
@@ -49,13 +55,13 @@ func each(db *sqlite3.Conn, query string, row func(*sqlite3.Stmt) error) (err er
 	return stmt.Err()
 }
 
-// exec runs one statement with values.
-func exec(db *sqlite3.Conn, query string, values ...any) (err error) {
+// execute runs one statement with values.
+func execute(db *sqlite3.Conn, query string, values ...any) error {
 	stmt, _, err := db.Prepare(query)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, stmt.Close()) }()
+	defer stmt.Close()
 	return run(stmt, values...)
 }
 

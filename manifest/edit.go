@@ -108,6 +108,11 @@ func copyForEdit(path string, old *os.File) (*atomicfile.File, error) {
 		f.Abort()
 		return nil, err
 	}
+	// Of a file in WAL mode, whose log was empty, this makes one without.
+	if _, err := f.WriteAt([]byte{1, 1}, offWriteFormat); err != nil {
+		f.Abort()
+		return nil, err
+	}
 	return f, nil
 }
 
@@ -117,6 +122,10 @@ func editDB(ctx context.Context, path string, change func(*Editor) error) error 
 		return err
 	}
 	defer db.Close()
+	// Only what Editor says is done, whatever the file would add to it.
+	if _, err := db.Config(sqlite3.DBCONFIG_ENABLE_TRIGGER, false); err != nil {
+		return err
+	}
 	// The copy has no name yet, so nothing needs to be rolled back.
 	if err := db.Exec(`PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; BEGIN`); err != nil {
 		return err
@@ -132,32 +141,32 @@ func editDB(ctx context.Context, path string, change func(*Editor) error) error 
 
 // SetTag adds a tag or changes its value.
 func (e *Editor) SetTag(key, value string) error {
-	return exec(e.db, `INSERT OR REPLACE INTO tag (key, value) VALUES (?, ?)`, key, value)
+	return execute(e.db, `INSERT OR REPLACE INTO tag (key, value) VALUES (?, ?)`, key, value)
 }
 
 // DeleteTag removes a tag. It reports whether there was one.
 func (e *Editor) DeleteTag(key string) (bool, error) {
-	err := exec(e.db, `DELETE FROM tag WHERE key = ?`, key)
+	err := execute(e.db, `DELETE FROM tag WHERE key = ?`, key)
 	return e.db.Changes() > 0, err
 }
 
 // DeleteTags removes all tags but those without which the blocks could not be
 // read, TagCodec and TagBlockSize.
 func (e *Editor) DeleteTags() error {
-	return exec(e.db, `DELETE FROM tag WHERE key NOT IN (?, ?)`, TagCodec, TagBlockSize)
+	return execute(e.db, `DELETE FROM tag WHERE key NOT IN (?, ?)`, TagCodec, TagBlockSize)
 }
 
 // AddRoute adds a route behind the others.
 func (e *Editor) AddRoute(r Route) error {
-	return exec(e.db, insertRoute, int64(r.First), int64(r.Last), r.URL)
+	return execute(e.db, insertRoute, int64(r.First), int64(r.Last), r.URL)
 }
 
 // DeleteRoute removes all routes to a store, named by the very text of its URL.
 // It reports whether there was one.
 func (e *Editor) DeleteRoute(url string) (bool, error) {
-	err := exec(e.db, `DELETE FROM route WHERE url = ?`, url)
+	err := execute(e.db, `DELETE FROM route WHERE url = ?`, url)
 	return e.db.Changes() > 0, err
 }
 
 // DeleteRoutes removes all routes.
-func (e *Editor) DeleteRoutes() error { return exec(e.db, `DELETE FROM route`) }
+func (e *Editor) DeleteRoutes() error { return execute(e.db, `DELETE FROM route`) }

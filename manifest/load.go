@@ -20,10 +20,16 @@ import (
 //
 // A hostile file can make a small b-tree look endless by pointing to its own
 // pages. So every table is read in the order of its rowid, which must grow, and
-// nothing is counted beforehand.
+// nothing is counted beforehand: what rowid and file size allow is only a hint
+// for how much to allocate. It can also make many rows share one long value, so
+// all values together may be no longer than the file, with room for a file in
+// UTF-16.
 type loader struct {
 	db      *sqlite3.Conn
 	m       *Manifest
+	size    int64   // of the file, in bytes
+	budget  int64   // what the lengths of all further values may add up to
+	nodes   int     // how many nodes to expect
 	inos    []int64 // column ino of each node, where it differs from the rank
 	parents []int64 // column parent of each node
 	known   map[string]bool
@@ -32,7 +38,7 @@ type loader struct {
 func load(db *sqlite3.Conn) (*Manifest, error) {
 	l := &loader{db: db, m: &Manifest{}, known: map[string]bool{}}
 	for _, step := range []func() error{
-		l.tables, l.loadTags, l.loadRoutes,
+		l.fileSize, l.tables, l.loadTags, l.loadRoutes,
 		l.loadInodes, l.linkParents, l.linkChildren, l.checkReach,
 		l.loadTargets, l.loadBlocks, l.loadHardlinks, l.loadXattrs,
 	} {
@@ -53,33 +59,82 @@ func clip[S ~[]E, E any](s S) S {
 	return s
 }
 
+// fileSize asks for the size of the file, or of what is left of it when a
+// journal has been rolled back.
+func (l *loader) fileSize() error {
+	err := each(l.db, `SELECT page_count * page_size FROM pragma_page_count, pragma_page_size`, func(s *sqlite3.Stmt) error {
+		l.size = s.ColumnInt64(0)
+		return nil
+	})
+	l.budget = 2 * l.size
+	return err
+}
+
+// take counts n more bytes of values against the size of the file.
+func (l *loader) take(table string, row int64, n int) error {
+	l.budget -= int64(n)
+	if l.budget < 0 {
+		return invalid(table, row, "the rows up to here hold more than the file can: it is damaged")
+	}
+	return nil
+}
+
+// expect tells how many rows a table may have, as a hint: no more than its last
+// rowid says, and than fit into the file with rowBytes each.
+func (l *loader) expect(table string, rowBytes int64) (n int, err error) {
+	const most = 8 << 20
+	err = each(l.db, "SELECT max(rowid) FROM "+table+" NOT INDEXED", func(s *sqlite3.Stmt) error {
+		n = int(max(0, min(s.ColumnInt64(0), l.size/rowBytes, most)))
+		return nil
+	})
+	return n, err
+}
+
 // tables looks at the schema: the tables of rfs must be there, and must be
 // plain tables, since a view or a virtual table could run for ever.
 func (l *loader) tables() error {
-	err := each(l.db, `SELECT name, type, rootpage, sql FROM sqlite_schema WHERE type IN ('table', 'view')`, func(s *sqlite3.Stmt) error {
-		name := strings.ToLower(s.ColumnText(0))
-		plain := s.ColumnText(1) == "table" && s.ColumnInt64(2) > 0
-		if plain && !strings.Contains(strings.ToUpper(s.ColumnText(3)), "GENERATED") {
-			l.known[name] = true
-		}
+	var stored []string
+	err := each(l.db, `SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0`, func(s *sqlite3.Stmt) error {
+		stored = append(stored, strings.ToLower(s.ColumnText(0)))
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	for _, t := range []string{"inode", "extra", "block", "tag", "route", "hardlink", "xattr"} {
+		if l.known[t], err = l.isPlain(t, stored); err != nil {
+			return err
+		}
+	}
 	for _, t := range []string{"inode", "extra", "block", "tag", "route"} {
 		if !l.known[t] {
-			return invalid("", 0, "not a flist: the database has no table %q", t)
+			return invalid("", 0, "not a flist: the database has no plain table %q", t)
 		}
 	}
 	return nil
 }
 
+// isPlain reports whether a table is stored, without generated columns and
+// without one that hides the number of the row.
+func (l *loader) isPlain(table string, stored []string) (bool, error) {
+	if !slices.Contains(stored, table) {
+		return false, nil
+	}
+	plain := true
+	err := each(l.db, "PRAGMA table_xinfo("+table+")", func(s *sqlite3.Stmt) error {
+		generated := s.ColumnInt64(6) != 0
+		plain = plain && !generated && !strings.EqualFold(s.ColumnText(1), "rowid")
+		return nil
+	})
+	return plain, err
+}
+
 func (l *loader) loadTags() error {
 	l.m.tags = map[string]string{}
 	err := l.rows("tag", "key, value", func(s *sqlite3.Stmt, row int64) error {
-		l.m.tags[s.ColumnText(1)] = s.ColumnText(2)
-		return nil
+		key, value := s.ColumnText(1), s.ColumnText(2)
+		l.m.tags[key] = value
+		return l.take("tag", row, len(key)+len(value))
 	})
 	if err != nil {
 		return err
@@ -88,7 +143,7 @@ func (l *loader) loadTags() error {
 		return invalid("", 0, "tag %s: %v; a newer version may read it", TagCodec, err)
 	}
 	if s := l.m.tags[TagBlockSize]; s != "" && s != fmt.Sprint(block.Size) {
-		return invalid("", 0, "tag %s: block size %q is not supported, only %d", TagBlockSize, s, block.Size)
+		return invalid("", 0, "tag %s: block size %.40q is not supported, only %d", TagBlockSize, s, block.Size)
 	}
 	return nil
 }
@@ -102,8 +157,9 @@ func (l *loader) loadRoutes() error {
 		if first < 0 || first > 255 || last < 0 || last > 255 {
 			return invalid("route", row, "range %d to %d is not within 0 to 255", first, last)
 		}
-		l.m.routes = append(l.m.routes, Route{First: byte(first), Last: byte(last), URL: s.ColumnText(3)})
-		return nil
+		r := Route{First: byte(first), Last: byte(last), URL: s.ColumnText(3)}
+		l.m.routes = append(l.m.routes, r)
+		return l.take("route", row, len(r.URL))
 	})
 }
 
@@ -135,17 +191,24 @@ func integers(s *sqlite3.Stmt, table string, row int64, names ...string) error {
 	return nil
 }
 
-const inodeColumns = "parent, size, uid, mode, rdev, ctime, mtime, gid, name"
+const inodeColumns = "parent, size, uid, mode, rdev, ctime, mtime, gid, ino, name"
 
 func (l *loader) loadInodes() error {
+	const leastRow = 24 // bytes of a row with a name of one letter
+	var err error
+	if l.nodes, err = l.expect("inode", leastRow); err != nil {
+		return err
+	}
+	l.m.nodes, l.parents = make([]node, 0, l.nodes), make([]int64, 0, l.nodes)
 	l.m.rdev = map[Ino]uint64{}
-	var name []byte
 	return l.rows("inode", inodeColumns, func(s *sqlite3.Stmt, row int64) error {
 		if err := integers(s, "inode", row, "parent", "size", "uid", "mode", "rdev", "ctime", "mtime", "gid"); err != nil {
 			return err
 		}
-		name = append(name[:0], s.ColumnRawText(9)...)
-		n, err := l.newNode(row, name)
+		if err := isRowid(s, "inode", row, 9); err != nil {
+			return err
+		}
+		n, err := l.newNode(row, s.ColumnRawText(10))
 		if err != nil {
 			return err
 		}
@@ -162,24 +225,60 @@ func (l *loader) loadInodes() error {
 	})
 }
 
+// isRowid checks that a column is another name of the rowid, as INTEGER PRIMARY
+// KEY makes it.
+func isRowid(s *sqlite3.Stmt, table string, row int64, column int) error {
+	if got := s.ColumnInt64(column); got != row {
+		return invalid(table, row, "column ino is %d: it is not the primary key", got)
+	}
+	return nil
+}
+
 // newNode takes a name into the arena.
 func (l *loader) newNode(row int64, name []byte) (node, error) {
+	if len(l.m.nodes) == 0 && row != int64(Root) {
+		return node{}, invalid("inode", row, "the first row must be the root, row 1")
+	}
 	if len(l.m.nodes) >= MaxNodes {
 		return node{}, invalid("inode", row, "there are more than %d rows", MaxNodes)
 	}
-	if len(l.m.names)+len(name) > MaxNames {
-		return node{}, invalid("inode", row, "the names are longer than %d bytes together", MaxNames)
-	}
-	if len(l.m.nodes) > 0 {
+	if len(l.m.nodes) == 0 {
+		name = nil // the root's, which is "/" by custom
+	} else if !isPlainName(name) {
 		if err := CheckName(string(name)); err != nil {
 			return node{}, invalid("inode", row, "%v", err)
 		}
-	} else {
-		name = nil // the root's, which is "/" by custom
 	}
 	n := node{name: uint32(len(l.m.names)), nameLen: uint8(len(name))}
-	l.m.names = append(l.m.names, name...)
-	return n, nil
+	return n, l.addName("inode", row, name)
+}
+
+// addName puts a name or a target into the arena.
+func (l *loader) addName(table string, row int64, name []byte) error {
+	m := l.m
+	if len(m.names)+len(name) > MaxNames {
+		return invalid(table, row, "the names are longer than %d bytes together", MaxNames)
+	}
+	if err := l.take(table, row, len(name)); err != nil {
+		return err
+	}
+	if left := l.nodes - len(m.nodes); cap(m.names)-len(m.names) < len(name) && left > 0 {
+		// Suppose that the names to come are as long as those so far.
+		m.names = slices.Grow(m.names, len(name)+left*(len(m.names)+16)/(len(m.nodes)+1))
+	}
+	m.names = append(m.names, name...)
+	return nil
+}
+
+// isPlainName reports whether CheckName surely accepts a name. It is quick, and
+// true for nearly every name in use.
+func isPlainName(name []byte) bool {
+	for _, c := range name {
+		if c < ' ' || c == '/' || c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return len(name) > 0 && len(name) <= 255 && name[0] != '.'
 }
 
 // set takes the numbers of a row of inodeColumns.
@@ -286,13 +385,11 @@ func (l *loader) linkParents() error {
 }
 
 func (l *loader) checkRoot(parent int64) error {
-	switch row := l.row(Root); {
-	case row != 1:
-		return invalid("inode", row, "the first row must be the root, row 1")
+	switch {
 	case parent != 0:
-		return invalid("inode", row, "the root must have parent 0, not %d", parent)
+		return invalid("inode", 1, "the root must have parent 0, not %d", parent)
 	case l.m.node(Root).mode&unix.S_IFMT != unix.S_IFDIR:
-		return invalid("inode", row, "the root is not a directory")
+		return invalid("inode", 1, "the root is not a directory")
 	}
 	return nil
 }
@@ -392,22 +489,21 @@ func (l *loader) countLinks(dir Ino) {
 // loadTargets reads where symlinks point. Rows for other nodes mean nothing.
 func (l *loader) loadTargets() error {
 	m := l.m
-	err := l.rows("extra", "data", func(s *sqlite3.Stmt, row int64) error {
+	err := l.rows("extra", "data, ino", func(s *sqlite3.Stmt, row int64) error {
 		ino, ok := l.rank(row)
 		if !ok || m.node(ino).mode&unix.S_IFMT != unix.S_IFLNK {
 			return nil
+		}
+		if err := isRowid(s, "extra", row, 2); err != nil {
+			return err
 		}
 		target := s.ColumnRawBlob(1) // of TEXT and BLOB alike, the bytes
 		if !validTarget(target) {
 			return invalid("extra", row, "a symlink's target must be 1 to %d bytes without NUL", unix.PathMax-1)
 		}
-		if len(m.names)+len(target) > MaxNames {
-			return invalid("extra", row, "the names are longer than %d bytes together", MaxNames)
-		}
 		n := m.node(ino)
 		n.first, n.count = uint32(len(m.names)), uint32(len(target))
-		m.names = append(m.names, target...)
-		return nil
+		return l.addName("extra", row, target)
 	})
 	if err != nil {
 		return err
@@ -433,9 +529,14 @@ func validTarget(t []byte) bool {
 // rows. Rows of different files may stand mixed: rfs writes them so.
 func (l *loader) loadBlocks() error {
 	m := l.m
-	var owners []Ino
-	mixed := false
-	err := l.rows("block", "ino, id, key", func(s *sqlite3.Stmt, row int64) error {
+	const leastRow = 70 // bytes
+	n, err := l.expect("block", leastRow)
+	if err != nil {
+		return err
+	}
+	m.refs = make([]block.Ref, 0, n)
+	owners, mixed := make([]Ino, 0, n), false
+	err = l.rows("block", "ino, id, key", func(s *sqlite3.Stmt, row int64) error {
 		ref, owner, err := l.blockRow(s, row)
 		if err != nil {
 			return err
@@ -456,16 +557,18 @@ func (l *loader) loadBlocks() error {
 func (l *loader) blockRow(s *sqlite3.Stmt, row int64) (ref block.Ref, owner Ino, err error) {
 	owner, ok := l.rank(s.ColumnInt64(1))
 	if !ok || s.ColumnType(1) != sqlite3.INTEGER {
-		return ref, 0, invalid("block", row, "it belongs to inode %s, which does not exist", s.ColumnText(1))
+		return ref, 0, invalid("block", row, "it belongs to inode %.20s, which does not exist", s.ColumnText(1))
 	}
 	if l.m.node(owner).mode&unix.S_IFMT != unix.S_IFREG {
 		return ref, 0, invalid("block", row, "it belongs to inode %d, which is not a regular file", l.row(owner))
 	}
-	if n := copy(ref.ID[:], s.ColumnRawBlob(2)); n != len(ref.ID) || len(s.ColumnRawBlob(2)) != n {
-		return ref, 0, invalid("block", row, "column id has %d bytes, want 32", len(s.ColumnRawBlob(2)))
+	id := s.ColumnRawBlob(2)
+	if copy(ref.ID[:], id); len(id) != len(ref.ID) {
+		return ref, 0, invalid("block", row, "column id has %d bytes, want %d", len(id), len(ref.ID))
 	}
-	if n := copy(ref.Key[:], s.ColumnRawBlob(3)); n != len(ref.Key) || len(s.ColumnRawBlob(3)) != n {
-		return ref, 0, invalid("block", row, "column key has %d bytes, want 32", len(s.ColumnRawBlob(3)))
+	key := s.ColumnRawBlob(3)
+	if copy(ref.Key[:], key); len(key) != len(ref.Key) {
+		return ref, 0, invalid("block", row, "column key has %d bytes, want %d", len(key), len(ref.Key))
 	}
 	return ref, owner, nil
 }
@@ -510,7 +613,10 @@ func (l *loader) shareBlocks(owners []Ino) error {
 func (l *loader) loadHardlinks() error {
 	m := l.m
 	m.firstName = map[Ino]Ino{}
-	err := l.rows("hardlink", "first", func(s *sqlite3.Stmt, row int64) error {
+	err := l.rows("hardlink", "first, ino", func(s *sqlite3.Stmt, row int64) error {
+		if err := isRowid(s, "hardlink", row, 2); err != nil {
+			return err
+		}
 		ino, ok := l.rank(row)
 		first, okFirst := l.rank(s.ColumnInt64(1))
 		switch {
@@ -546,22 +652,24 @@ func (l *loader) loadXattrs() error {
 		return nil
 	}
 	last := Ino(0)
-	return each(l.db, `SELECT ino, name, value FROM xattr ORDER BY ino, name`, func(s *sqlite3.Stmt) error {
-		row, name, value := s.ColumnInt64(0), s.ColumnText(1), s.ColumnBlob(2, nil)
+	// The table's own order is that of its key. To ask for it could mean to
+	// sort, without end, what is not in order.
+	return each(l.db, `SELECT ino, name, value FROM xattr NOT INDEXED`, func(s *sqlite3.Stmt) error {
+		row := s.ColumnInt64(0)
+		x := Xattr{Name: s.ColumnText(1), Value: s.ColumnBlob(2, nil)}
 		ino, ok := l.rank(row)
 		prev := m.xattrs[ino]
-		switch {
-		case !ok:
+		if !ok {
 			return invalid("xattr", row, "the inode does not exist")
-		case name == "" || len(name) > 255 || strings.ContainsRune(name, 0):
-			return invalid("xattr", row, "the name %.40q is impossible", name)
-		case len(value) > maxCell:
-			return invalid("xattr", row, "%s has %d bytes, over the limit of %d", name, len(value), maxCell)
-		case ino < last || len(prev) > 0 && prev[len(prev)-1].Name >= name:
+		}
+		if err := x.check(); err != nil {
+			return invalid("xattr", row, "%v", err)
+		}
+		if ino < last || len(prev) > 0 && prev[len(prev)-1].Name >= x.Name {
 			return invalid("xattr", row, "rows are not in order: the file is damaged")
 		}
 		last = ino
-		m.xattrs[ino] = append(prev, Xattr{Name: name, Value: value})
-		return nil
+		m.xattrs[ino] = append(prev, x)
+		return l.take("xattr", row, len(x.Name)+len(x.Value))
 	})
 }

@@ -83,6 +83,17 @@ type Xattr struct {
 	Value []byte
 }
 
+// check tells why Linux could not have such an attribute.
+func (x Xattr) check() error {
+	switch {
+	case x.Name == "" || len(x.Name) > 255 || strings.ContainsRune(x.Name, 0):
+		return fmt.Errorf("the name %.40q of an extended attribute is impossible", x.Name)
+	case len(x.Value) > maxCell:
+		return fmt.Errorf("the extended attribute %s has %d bytes, over the limit of %d", x.Name, len(x.Value), maxCell)
+	}
+	return nil
+}
+
 // A Manifest is a checked manifest in memory. It does not change; all methods
 // are safe for concurrent use. Methods that take an Ino panic for one that the
 // manifest does not have.

@@ -45,25 +45,36 @@ func Open(ctx context.Context, path string) (*Manifest, error) {
 }
 
 func open(ctx context.Context, path string) (*Manifest, error) {
-	if err := sniff(path); err != nil {
+	hot := hasHotJournal(path)
+	if err := sniff(path, hot); err != nil {
 		return nil, err
 	}
-	if hasHotJournal(path) {
+	if hot {
 		return openRecovered(ctx, path)
 	}
 	// immutable: take no locks and look for no journal, as read-only media
 	// need it.
 	db, err := openDB(ctx, path, sqlite3.OPEN_READONLY, "immutable=1")
 	if err != nil {
-		return nil, invalid("", 0, "not readable as a SQLite database: %v", err)
+		return nil, unreadable(ctx, err)
 	}
 	defer db.Close()
 	m, err := load(db)
-	var broken *sqlite3.Error
-	if errors.As(err, &broken) {
-		return nil, invalid("", 0, "not readable as a flist: %v", err)
+	if err != nil {
+		return nil, unreadable(ctx, err)
 	}
-	return m, err
+	return m, nil
+}
+
+// unreadable tells what an error of SQLite means for a manifest.
+func unreadable(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if _, ok := errors.AsType[*InvalidError](err); ok {
+		return err
+	}
+	return invalid("", 0, "not readable as a flist: %v", err)
 }
 
 // openRecovered opens a manifest beside which a killed writer left a journal. A
@@ -80,16 +91,36 @@ func openRecovered(ctx context.Context, path string) (*Manifest, error) {
 			return nil, err
 		}
 	}
+	if namesAnotherJournal(copied + "-journal") {
+		return nil, invalid("", 0, "the file %s-journal beside it belongs to a change of several databases: open them with sqlite3 first", filepath.Base(path))
+	}
 	db, err := openDB(ctx, copied, sqlite3.OPEN_READWRITE, "")
 	if err != nil {
-		return nil, err
+		return nil, unreadable(ctx, err)
 	}
 	defer db.Close()
 	m, err := load(db)
 	if err != nil {
-		return nil, fmt.Errorf("%w; the file %s-journal beside it says that its writer was killed: pack the tree again", err, filepath.Base(path))
+		return nil, fmt.Errorf("%w; the file %s-journal beside it says that its writer was killed: pack the tree again", unreadable(ctx, err), filepath.Base(path))
 	}
 	return m, nil
+}
+
+// namesAnotherJournal reports whether a journal ends with the name of a
+// super-journal. SQLite would delete the file of that name after it rolled the
+// last journal back, whatever file that is.
+func namesAnotherJournal(journal string) bool {
+	f, err := os.Open(journal)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	tail := make([]byte, len(journalMagic))
+	if _, err := f.Seek(-int64(len(tail)), io.SeekEnd); err != nil {
+		return false
+	}
+	_, err = io.ReadFull(f, tail)
+	return err == nil && string(tail) == journalMagic
 }
 
 func copyFile(dst, src string) error {
@@ -109,18 +140,21 @@ func copyFile(dst, src string) error {
 // The parts of SQLite's file header that are looked at here:
 // https://www.sqlite.org/fileformat2.html#the_database_header
 const (
-	sqliteMagic   = "SQLite format 3\x00"
-	headerSize    = 100
-	offPageSize   = 16 // 2 bytes, 1 means 65536
-	offReadFormat = 19 // 1: rollback journal, 2: write-ahead log
-	offChanges    = 24 // 4 bytes
-	offPages      = 28 // 4 bytes, valid if offChanges equals offValidFor
-	offValidFor   = 92 // 4 bytes
+	sqliteMagic    = "SQLite format 3\x00"
+	journalMagic   = "\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+	headerSize     = 100
+	offPageSize    = 16 // 2 bytes, 1 means 65536
+	offWriteFormat = 18 // 1: rollback journal, 2: write-ahead log
+	offReadFormat  = 19 // as above
+	offChanges     = 24 // 4 bytes
+	offPages       = 28 // 4 bytes, valid if offChanges equals offValidFor
+	offValidFor    = 92 // 4 bytes
 )
 
 // sniff tells from a file's first bytes and its length whether it can be a
-// manifest, and if not, what it is.
-func sniff(path string) error {
+// manifest, and if not, what it is. With a hot journal beside it, its length
+// means nothing.
+func sniff(path string, hot bool) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -147,6 +181,9 @@ func sniff(path string) error {
 		return invalid("", 0, "truncated: the file has %d bytes, less than a SQLite header", n)
 	case err != nil:
 		return err
+	}
+	if hot {
+		return nil
 	}
 	return sniffHeader(path, head, info.Size())
 }
@@ -175,7 +212,7 @@ func hasHotJournal(path string) bool {
 		return false
 	}
 	defer f.Close()
-	var magic [8]byte
-	_, err = io.ReadFull(f, magic[:])
-	return err == nil && magic == [8]byte{0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7}
+	head := make([]byte, len(journalMagic))
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == journalMagic
 }

@@ -165,8 +165,8 @@ func TestOnceKeepsValues(t *testing.T) {
 
 func TestOnceSurvivesASourceThatDoesNotReturn(t *testing.T) {
 	for name, end := range map[string]func(){
-		"panic: boom": func() { panic("boom") },
-		"ended without a result":  runtime.Goexit,
+		"panic: boom":            func() { panic("boom") },
+		"ended without a result": runtime.Goexit,
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			f := seeded(t, 1)
