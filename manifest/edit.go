@@ -126,8 +126,9 @@ func editDB(ctx context.Context, path string, change func(*Editor) error) error 
 	if _, err := db.Config(sqlite3.DBCONFIG_ENABLE_TRIGGER, false); err != nil {
 		return err
 	}
-	// The copy has no name yet, so nothing needs to be rolled back.
-	if err := db.Exec(`PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; BEGIN`); err != nil {
+	// What is deleted, a password perhaps, must not stay in the file. The copy
+	// has no name yet, so nothing needs to be rolled back.
+	if err := db.Exec(`PRAGMA secure_delete = ON; PRAGMA journal_mode = MEMORY; PRAGMA synchronous = OFF; BEGIN`); err != nil {
 		return err
 	}
 	if err := change(&Editor{db: db}); err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -34,10 +35,13 @@ var ErrLegacy = errors.New("this is a legacy .flist (a gzip archive in the 0-fs 
 // Open reads and checks the manifest in a file. It never writes: the file may
 // be on read-only media, and may be replaced afterwards.
 //
-// Errors: *fs.PathError if the file cannot be read, ErrLegacy, *InvalidError
+// Errors: that of the system if the file cannot be read, ErrLegacy, *InvalidError
 // for what is not a sound manifest, ctx's error.
 func Open(ctx context.Context, path string) (*Manifest, error) {
 	m, err := open(ctx, path)
+	if pe, ok := errors.AsType[*fs.PathError](err); ok && pe.Path == path {
+		err = pe.Err // the path is said once
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open manifest %s: %w", path, err)
 	}

@@ -28,6 +28,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -92,7 +93,7 @@ func Run(ctx context.Context, src fs.FS, dst store.Writer, path string, opts *Op
 		opts = &Options{}
 	}
 	if err := writable(path); err != nil {
-		return Summary{}, fmt.Errorf("create manifest %s: %w", path, err)
+		return Summary{}, fmt.Errorf("create manifest %s: %w", path, pathless(err))
 	}
 	p := &packer{src: src, dst: dst, opts: opts, known: map[block.Key]*sealed{}}
 	if err := p.walk(ctx); err != nil {
@@ -280,11 +281,15 @@ func (p *packer) readFile(ctx context.Context, e *entry, plains chan<- plain) er
 	return nil
 }
 
-// pathless takes off the path that an *fs.PathError repeats.
+// pathless takes off the path that an *fs.PathError or *os.LinkError repeats.
 func pathless(err error) error {
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
 		return pe.Err
+	}
+	var le *os.LinkError
+	if errors.As(err, &le) {
+		return le.Err
 	}
 	return err
 }

@@ -115,16 +115,16 @@ func (p *packer) walk(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if name != "." {
-			if err := manifest.CheckName(d.Name()); err != nil {
-				return fmt.Errorf("pack %q: %w; rename it, or leave it out with an exclude pattern", name, err)
-			}
-		}
 		if p.excluded(name) {
 			if d.IsDir() {
 				return fs.SkipDir
 			}
 			return nil
+		}
+		if name != "." {
+			if err := manifest.CheckName(d.Name()); err != nil {
+				return fmt.Errorf("pack %q: %w; rename it, or leave it out with an exclude pattern", name, err)
+			}
 		}
 		e, err := p.entry(name, d, links)
 		if err != nil {
@@ -173,7 +173,6 @@ func (p *packer) excluded(name string) bool {
 type inode struct{ dev, ino uint64 }
 
 func (p *packer) entry(name string, d fs.DirEntry, links map[inode]*entry) (*entry, error) {
-	// The root may be a symlink to the tree; the walk has followed it.
 	info, err := d.Info()
 	if err != nil {
 		return nil, pathless(err)
@@ -188,7 +187,7 @@ func (p *packer) entry(name string, d fs.DirEntry, links map[inode]*entry) (*ent
 	}
 	if x, ok := p.src.(XattrFS); ok {
 		if e.Xattrs, err = x.Xattrs(name); err != nil {
-			return nil, err
+			return nil, pathless(err)
 		}
 	}
 	if e.Attr.IsRegular() {

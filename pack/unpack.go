@@ -231,7 +231,7 @@ func (u *unpacker) links(ctx context.Context) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("unpack %s as a link to %s: %w", name, u.m.Path(first), err)
+			return fmt.Errorf("unpack %s as a link to %s: %w", name, u.m.Path(first), pathless(err))
 		}
 	}
 	return nil
@@ -258,8 +258,9 @@ func (u *unpacker) finishDirs(context.Context) error {
 	return nil
 }
 
-// finish gives a file its owner, mode, extended attributes and time. The owner
-// comes before the mode: changing it clears set-uid bits and capabilities.
+// finish gives a file its owner, extended attributes, mode and time. The owner
+// comes first: changing it clears set-uid bits and capabilities. The mode comes
+// after the attributes, which users may set only on files that they may write.
 func (u *unpacker) finish(name string, ino manifest.Ino) error {
 	a := u.m.Attr(ino)
 	return u.at(name, func(dir int, base string) error {
@@ -268,13 +269,13 @@ func (u *unpacker) finish(name string, ino manifest.Ino) error {
 				return fmt.Errorf("set owner %d:%d: %w", a.UID, a.GID, err)
 			}
 		}
+		if err := u.setXattrs(dir, base, ino); err != nil {
+			return err
+		}
 		if a.Type() != unix.S_IFLNK {
 			if err := unix.Fchmodat(dir, base, a.Mode&0o7777, 0); err != nil {
 				return fmt.Errorf("set mode %#o: %w", a.Mode&0o7777, err)
 			}
-		}
-		if err := u.setXattrs(dir, base, ino); err != nil {
-			return err
 		}
 		mtime, err := unix.TimeToTimespec(a.ModTime())
 		if err != nil {

@@ -97,8 +97,9 @@ func (e *BlockError) Unwrap() error { return e.Err }
 // has it, it returns less than len(p) only with an error, which is io.EOF at the
 // end of the file. Blocks that are not at hand are fetched at the same time.
 //
-// The error is a [*BlockError] if a block could not be read; then n counts the
-// bytes before it. When ReadAt returns, nothing writes to p any more.
+// The error is a [*BlockError] if a block could not be read. Then the others are
+// not waited for, and n counts the bytes that are right from p's beginning on.
+// When ReadAt returns, nothing writes to p any more.
 func (t *Tree) ReadAt(ctx context.Context, ino manifest.Ino, p []byte, off int64) (n int, err error) {
 	size := t.m.Attr(ino).Size
 	switch {
@@ -179,7 +180,7 @@ func (t *Tree) readPiece(ctx context.Context, ino manifest.Ino, c *piece) error 
 // block returns a plain block, which is shared and must not be modified.
 func (t *Tree) block(ctx context.Context, ref block.Ref) ([]byte, error) {
 	if plain := t.kept.get(ref); plain != nil {
-		return plain, ctx.Err()
+		return plain, nil
 	}
 	return t.flights.Do(ctx, ref, func(ctx context.Context) ([]byte, error) {
 		// It may have come between the look above and this flight.

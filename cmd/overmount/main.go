@@ -12,6 +12,9 @@ import (
 	"overmount/internal/cli"
 )
 
+// version is set by the linker.
+var version string
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 	code := cli.Run(ctx, cli.Env{
@@ -19,6 +22,8 @@ func main() {
 		Stdout: os.Stdout,
 		Stderr: os.Stderr,
 		Getenv: os.Getenv,
+
+		Version: version,
 	})
 	stop()
 	os.Exit(code)

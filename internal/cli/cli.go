@@ -37,10 +37,11 @@ const exitCodes = `Exit codes:
 
 // Env is what a command has of its surroundings.
 type Env struct {
-	Args   []string
-	Stdout io.Writer
-	Stderr io.Writer
-	Getenv func(string) string
+	Args    []string
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Getenv  func(string) string
+	Version string // of the program; empty if the linker was not told
 }
 
 // app is one run of the program.
@@ -124,9 +125,24 @@ The format is that of threefoldtech/rfs.
 	flags.StringVar(&a.logLevel, "log-level", "info", "least `level` of messages on stderr: debug, info, warn, error")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
 		a.flistCommand(), a.configCommand(), a.versionCommand())
 	return root
+}
+
+// helpCommand is "help VERB", which fails for a verb that does not exist.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "help [VERB]...", Short: "Help about a verb", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			about, rest, err := cmd.Root().Find(args)
+			if err != nil || len(rest) > 0 {
+				return unknownVerb(about, rest[len(rest)-1])
+			}
+			return about.Help()
+		},
+	}
 }
 
 // group is a command that only holds others.

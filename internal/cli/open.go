@@ -2,10 +2,12 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -39,6 +41,10 @@ func openManifest(ctx context.Context, file string) (*manifest.Manifest, error) 
 	if !isURL(file) {
 		return manifest.Open(ctx, file)
 	}
+	// The errors of net/url repeat what they cannot parse, with its password.
+	if _, err := store.ParseSpec(file); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
 	tmp, err := os.CreateTemp("", "overmount-*.fl")
 	if err != nil {
 		return nil, err
@@ -55,16 +61,20 @@ func openManifest(ctx context.Context, file string) (*manifest.Manifest, error) 
 	return m, nil
 }
 
-func fetchManifest(ctx context.Context, url string, to io.Writer) error {
+func fetchManifest(ctx context.Context, from string, to io.Writer) error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = 30 * time.Second
 	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return err
 	}
 	req.Header.Set("User-Agent", "overmount")
 	resp, err := (&http.Client{Transport: transport}).Do(req)
+	var repeats *url.Error // the caller says which URL it is
+	if errors.As(err, &repeats) {
+		return repeats.Err
+	}
 	if err != nil {
 		return err
 	}

@@ -104,7 +104,7 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags, source string) (*pac
 	if err != nil {
 		return nil, usagef(cmd, "--codec: %w", err)
 	}
-	tags := map[string]string{manifest.TagKind: f.kind, manifest.TagGenerator: "overmount " + version()}
+	tags := map[string]string{manifest.TagKind: f.kind, manifest.TagGenerator: "overmount " + a.version()}
 	switch f.kind {
 	case "modules":
 		if f.kver == "" {

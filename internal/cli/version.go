@@ -9,13 +9,10 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Version is set by the linker.
-var Version string
-
 // version returns the version that was built, or what Go knows of it.
-func version() string {
-	if Version != "" {
-		return Version
+func (a *app) version() string {
+	if a.Version != "" {
+		return a.Version
 	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
@@ -31,10 +28,10 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			if a.json {
 				return json.NewEncoder(a.Stdout).Encode(map[string]string{
-					"version": version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+					"version": a.version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
 				})
 			}
-			fmt.Fprintf(a.Stdout, "overmount %s (%s, %s/%s)\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(a.Stdout, "overmount %s (%s, %s/%s)\n", a.version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		},
 	}

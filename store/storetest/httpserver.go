@@ -278,12 +278,12 @@ func LongBody(n int) HTTPFault {
 		w.(http.Flusher).Flush() // from here on the length cannot be announced
 		w.Write(object)
 		chunk := make([]byte, 64<<10)
-		for n > 0 {
-			m, err := w.Write(chunk[:min(n, len(chunk))])
+		for left := n; left > 0; {
+			m, err := w.Write(chunk[:min(left, len(chunk))])
 			if err != nil {
 				return
 			}
-			n -= m
+			left -= m
 		}
 	}
 }

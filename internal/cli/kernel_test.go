@@ -1,0 +1,236 @@
+package cli
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// kernelTree returns the modules of a real kernel, a directory lib/modules/KVER
+// that depmod has indexed.
+func kernelTree(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv("OVERMOUNT_TEST_KERNEL")
+	if dir == "" {
+		need(t, "OVERMOUNT_TEST_KERNEL does not name the modules of a kernel, a directory lib/modules/KVER; scripts/kernel-tree --package --modules makes one")
+	}
+	if info, err := os.Stat(filepath.Join(dir, "lib/modules")); err == nil && info.IsDir() {
+		dirs, err := filepath.Glob(filepath.Join(dir, "lib/modules/*"))
+		if err != nil || len(dirs) != 1 {
+			t.Fatalf("%s holds the modules of %d kernels, want one", dir, len(dirs))
+		}
+		dir = dirs[0]
+	}
+	for _, name := range []string{"modules.dep.bin", "modules.alias.bin", "modules.symbols.bin"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Fatalf("run depmod first: %v", err)
+		}
+	}
+	return dir
+}
+
+// An objectServer serves a directory and counts the requests for each object.
+type objectServer struct {
+	url string
+
+	mu     sync.Mutex
+	counts map[string]int
+}
+
+func serveObjects(t *testing.T, dir string) *objectServer {
+	t.Helper()
+	s := &objectServer{counts: map[string]int{}}
+	files := http.FileServer(http.Dir(dir))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.counts[r.URL.Path]++
+		s.mu.Unlock()
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	s.url = server.URL
+	return s
+}
+
+// requests returns how often each object was asked for.
+func (s *objectServer) requests() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.counts)
+}
+
+// onceEach checks that no object was asked for twice, and that least were.
+func (s *objectServer) onceEach(t *testing.T, who string, least int) {
+	t.Helper()
+	all := s.requests()
+	if len(all) < least {
+		t.Errorf("%s asked for %d objects, want at least %d", who, len(all), least)
+	}
+	for name, n := range all {
+		if n != 1 {
+			t.Errorf("%s asked %d times for %s, want once", who, n, name)
+		}
+	}
+}
+
+// TestKernel packs a real kernel's modules, unpacks them, mounts them over HTTP,
+// and compares.
+func TestKernel(t *testing.T) {
+	needFUSE(t)
+	src := kernelTree(t)
+	want := manifestOf(t, src)
+	if len(want) < 1000 {
+		t.Fatalf("%s holds %d files, want a whole kernel", src, len(want))
+	}
+	for _, codec := range []string{"zstd", "snappy"} {
+		t.Run(codec, func(t *testing.T) {
+			work := t.TempDir()
+			meta, objects := filepath.Join(work, "x.fl"), filepath.Join(work, "objects")
+			mustRun(t, "overmount", "pack", "-m", meta, "-s", "dir://"+objects, "--kind", "modules", "--codec", codec, src)
+
+			out := filepath.Join(work, "out")
+			mustRun(t, "overmount", "unpack", "-p", "-m", meta, out)
+			same(t, "unpacked", want, manifestOf(t, out))
+			if err := os.RemoveAll(out); err != nil {
+				t.Fatal(err)
+			}
+
+			server := serveObjects(t, objects)
+			mustRun(t, "overmount", "config", "-m", meta, "store", "delete", "-a")
+			mustRun(t, "overmount", "config", "-m", meta, "store", "add", "-s", server.url)
+			target := filepath.Join(work, "lib/modules", filepath.Base(src))
+			mountAt(t, target, "-m", meta, "-c", filepath.Join(work, "cache"))
+			depmodFetchesNothing(t, work, filepath.Base(src), server)
+			readInParallel(t, target, want, server)
+			same(t, "mounted", want, manifestOf(t, target))
+			server.onceEach(t, "64 readers and a walk", len(want)/2)
+		})
+	}
+}
+
+// depmodFetchesNothing runs a depmod that finds the indexes of the mount up to
+// date from times alone.
+func depmodFetchesNothing(t *testing.T, base, kver string, server *objectServer) {
+	t.Helper()
+	needTool(t, "depmod")
+	if r := run(t, "depmod", "-A", "-b", base, kver); r.code != 0 || r.stdout+r.stderr != "" {
+		t.Errorf("depmod -A: exit code %d, %q; want it to find nothing to do", r.code, r.stdout+r.stderr)
+	}
+	if got := server.requests(); len(got) != 0 {
+		t.Errorf("mounting and depmod -A asked for %d objects, want none", len(got))
+	}
+}
+
+// readInParallel has 64 processes read overlapping parts of the tree, and checks
+// that no object was asked for twice.
+func readInParallel(t *testing.T, target string, want map[string]string, server *objectServer) {
+	t.Helper()
+	var names []string
+	for name, line := range want {
+		if strings.HasPrefix(line, "10") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	names = names[:min(len(names), 320)]
+	var wg sync.WaitGroup
+	for i := range 64 { // each reads the files of four more, in an order of its own
+		var part []string
+		for k := range 20 {
+			part = append(part, names[(i*5+k)%len(names)])
+		}
+		if i%2 == 1 {
+			slices.Reverse(part)
+		}
+		cmd := exec.CommandContext(t.Context(), "sha256sum", append([]string{"-b", "--"}, part...)...)
+		cmd.Dir = target
+		wg.Go(func() {
+			out, err := cmd.Output()
+			if err != nil {
+				t.Errorf("reader %d: %v", i, err)
+			}
+			for k, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+				if sum, _, _ := strings.Cut(line, " "); !strings.Contains(want[part[k]], sum) {
+					t.Errorf("reader %d reads of %s what has SHA-256 %s, want %s", i, part[k], sum, want[part[k]])
+				}
+			}
+		})
+	}
+	wg.Wait()
+	server.onceEach(t, "64 readers", len(names)/2)
+}
+
+// manifestOf describes all below dir, a line for each path. It may walk a mount, as
+// that is served by another process than this one.
+func manifestOf(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		at, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		all[at], err = line(name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func line(name string) (string, error) {
+	info, err := os.Lstat(name)
+	if err != nil {
+		return "", err
+	}
+	st := info.Sys().(*syscall.Stat_t)
+	size, content := st.Size, ""
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		size = 0
+	case unix.S_IFLNK:
+		content, err = os.Readlink(name)
+	case unix.S_IFREG:
+		content, err = hash(name)
+	}
+	return fmt.Sprintf("%o %d:%d %d %d %s", st.Mode, st.Uid, st.Gid, st.Mtim.Sec, size, content), err
+}
+
+func hash(name string) (string, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x", h.Sum(nil)), nil
+}
+
+func same(t *testing.T, what string, want, got map[string]string) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the %s tree differs (-want +got):\n%.4000s", what, diff)
+	}
+}

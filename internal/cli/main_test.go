@@ -1,0 +1,265 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+)
+
+// TestMain makes the test binary the program when it is called overmount, which
+// is what tests find in PATH, and what a daemon starts again.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"overmount": func() {
+			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+			code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
+			stop()
+			os.Exit(code)
+		},
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: commands})
+}
+
+func TestMountScripts(t *testing.T) {
+	needFUSE(t)
+	testscript.Run(t, testscript.Params{Dir: "testdata/mount", Cmds: commands})
+}
+
+// commands are what scripts can say beside what testscript knows.
+var commands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	// code N COMMAND... runs a command that must end with exit code N.
+	"code": func(ts *testscript.TestScript, _ bool, args []string) {
+		want, err := strconv.Atoi(args[0])
+		ts.Check(err)
+		got := 0
+		var exit *exec.ExitError
+		if err := ts.Exec(args[1], args[2:]...); errors.As(err, &exit) {
+			got = exit.ExitCode()
+		} else {
+			ts.Check(err)
+		}
+		if got != want {
+			ts.Fatalf("exit code %d, want %d", got, want)
+		}
+	},
+	// serve VAR DIR serves a directory over HTTP, and puts the URL in VAR.
+	"serve": func(ts *testscript.TestScript, _ bool, args []string) {
+		s := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[1]))))
+		ts.Defer(s.Close)
+		ts.Setenv(args[0], s.URL)
+	},
+	// mounted DIR checks what is mounted there: a flist, or nothing.
+	"mounted": func(ts *testscript.TestScript, neg bool, args []string) {
+		dir := ts.MkAbs(args[0])
+		if got := isMounted(dir); got == neg {
+			ts.Fatalf("mounted at %s: %v", dir, got)
+		}
+		ts.Defer(func() { unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH) })
+	},
+	// awaitmount DIR returns when something is mounted there.
+	"awaitmount": func(ts *testscript.TestScript, _ bool, args []string) {
+		ts.Check(awaitMount(ts.MkAbs(args[0])))
+	},
+	// awaitfile FILE returns when the file is there.
+	"awaitfile": func(ts *testscript.TestScript, _ bool, args []string) { awaitFile(ts.Fatalf, ts.MkAbs(args[0])) },
+	// running N DIR checks how many programs serve DIR, which is as they were
+	// told it.
+	"running": func(ts *testscript.TestScript, _ bool, args []string) {
+		if pids := daemons(args[1]); fmt.Sprint(len(pids)) != args[0] {
+			ts.Fatalf("programs that serve %s: %v, want %s", args[1], pids, args[0])
+		}
+	},
+	// signal NAME DIR signals the program that serves DIR.
+	"signal": func(ts *testscript.TestScript, _ bool, args []string) {
+		pids := daemons(args[1])
+		if len(pids) != 1 {
+			ts.Fatalf("programs that serve %s: %v, want one", args[1], pids)
+		}
+		ts.Check(unix.Kill(pids[0], unix.SignalNum(args[0])))
+	},
+	// ended DIR returns when no program serves DIR any more.
+	"ended": func(ts *testscript.TestScript, _ bool, args []string) {
+		for _, pid := range daemons(args[0]) {
+			ts.Check(awaitEnd(pid))
+		}
+	},
+}
+
+const limit = time.Minute
+
+// awaitFile waits until a file is there.
+func awaitFile(fatalf func(string, ...any), file string) {
+	for end := time.Now().Add(limit); ; runtime.Gosched() {
+		if _, err := os.Lstat(file); err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			fatalf("there is no %s after %v", file, limit)
+		}
+	}
+}
+
+// isMounted reports whether a flist is mounted at dir.
+func isMounted(dir string) bool {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	return err == nil && strings.Contains(string(mounts), " "+dir+" ro")
+}
+
+// awaitMount waits until something is mounted at dir.
+func awaitMount(dir string) error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for end := time.Now().Add(limit); !isMounted(dir); {
+		fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(fds, 1000); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("nothing is mounted at %s after %v", dir, limit)
+		}
+	}
+	return nil
+}
+
+// daemons returns the processes that mount a flist at dir: their last argument
+// says so.
+func daemons(dir string) []int {
+	var pids []int
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, name := range lines {
+		line, err := os.ReadFile(name)
+		if err != nil || !bytes.HasSuffix(line, []byte("\x00"+dir+"\x00")) || !bytes.Contains(line, []byte("\x00mount\x00")) {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// awaitEnd waits until a process has ended.
+func awaitEnd(pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if n, err := unix.Poll(fds, 1000); n > 0 || err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+	return fmt.Errorf("process %d still runs after %v", pid, limit)
+}
+
+// need skips a test whose reason is not empty, or fails it where nothing may be
+// missing.
+func need(t *testing.T, reason string) {
+	t.Helper()
+	switch {
+	case reason == "":
+	case os.Getenv("REQUIRE_TOOLS") == "1":
+		t.Fatal(reason)
+	default:
+		t.Skip(reason)
+	}
+}
+
+func needFUSE(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		need(t, "mounting needs root")
+	}
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		need(t, fmt.Sprintf("cannot mount: %v", err))
+		return
+	}
+	f.Close()
+}
+
+func needTool(t *testing.T, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		need(t, err.Error())
+	}
+}
+
+// ran is how a program ended.
+type ran struct {
+	stdout, stderr string
+	code           int // -1: killed
+}
+
+func run(t *testing.T, name string, args ...string) ran {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// mustRun runs a program that must succeed, and returns what it prints.
+func mustRun(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	r := run(t, name, args...)
+	if r.code != 0 {
+		t.Fatalf("%s %q: exit code %d: %s", name, args, r.code, r.stderr)
+	}
+	return r.stdout
+}
+
+// mountAt mounts in the background, and unmounts when the test is over.
+func mountAt(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "overmount", append(append([]string{"mount", "-d"}, args...), dir)...)
+	t.Cleanup(func() {
+		pids := daemons(dir)
+		if isMounted(dir) {
+			if out, err := exec.Command("overmount", "umount", dir).CombinedOutput(); err != nil {
+				t.Errorf("umount: %v: %s", err, out)
+				unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
+			}
+		}
+		for _, pid := range pids {
+			if err := awaitEnd(pid); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}

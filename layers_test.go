@@ -1,0 +1,107 @@
+package overmount
+
+import (
+	"go/build"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// floors is the map of the house: a package imports only what lies on lower
+// floors. doc.go says it in prose. A new package gets its line here, on the
+// lowest floor that it can live on.
+var floors = map[string]int{
+	"cmd/overmount": 5, "internal/demo": 5,
+
+	"internal/cli": 4,
+
+	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "gateway": 3,
+
+	"tree": 2, "tree/treetest": 2, "cache": 2, "coldplug": 2,
+	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
+
+	"manifest": 1, "store": 1, "depmod": 1,
+
+	"block": 0, "kmod": 0, "apk": 0, "deb": 0, "internal/atomicfile": 0, "internal/flight": 0,
+
+	"bench": roof, ".": roof,
+}
+
+// roof is above all floors: measurements and this test, which nothing imports.
+const roof = 6
+
+// A test may import what lies on its own floor, too; and these, which are made
+// for tests.
+var forTests = []string{"store/storetest", "tree/treetest"}
+
+func TestLayers(t *testing.T) {
+	for _, dir := range packages(t) {
+		floor, ok := floors[dir]
+		if !ok {
+			t.Errorf("package %s is on no floor: add it to floors in layers_test.go, and to doc.go", dir)
+			continue
+		}
+		p, err := build.ImportDir(filepath.FromSlash(dir), 0)
+		if err != nil {
+			t.Errorf("package %s: %v", dir, err)
+			continue
+		}
+		for _, name := range ours(p.Imports) {
+			if below, ok := floors[name]; !ok || below >= floor {
+				t.Errorf("%s (floor %d) imports %s (floor %d): want a lower floor", dir, floor, name, below)
+			}
+			if slices.Contains(forTests, name) && !slices.Contains(forTests, dir) && floor < roof {
+				t.Errorf("%s imports %s, which is for tests only", dir, name)
+			}
+		}
+		for _, name := range ours(p.TestImports, p.XTestImports) {
+			below, ok := floors[name]
+			if !slices.Contains(forTests, name) && (!ok || below > floor) {
+				t.Errorf("the tests of %s (floor %d) import %s (floor %d): want no higher floor", dir, floor, name, below)
+			}
+		}
+	}
+}
+
+// packages returns the directories of the module that hold Go files.
+func packages(t *testing.T) []string {
+	t.Helper()
+	var dirs []string
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if base := d.Name(); name != "." && (base == "testdata" || base[0] == '.' || base[0] == '_') {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		if dir := filepath.ToSlash(filepath.Dir(name)); strings.HasSuffix(name, ".go") && !slices.Contains(dirs, dir) {
+			dirs = append(dirs, dir)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(dirs) < 10 {
+		t.Fatalf("found %d packages, want the whole module", len(dirs))
+	}
+	return dirs
+}
+
+// ours returns the imports that are of this module, without its name.
+func ours(lists ...[]string) []string {
+	var names []string
+	for _, name := range slices.Concat(lists...) {
+		if name == "overmount" {
+			names = append(names, ".")
+		} else if below, ok := strings.CutPrefix(name, "overmount/"); ok {
+			names = append(names, below)
+		}
+	}
+	return names
+}
