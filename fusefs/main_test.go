@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,22 +165,26 @@ func readRotated(name string, i int) error {
 }
 
 // helperSignals reads the beginning of a file past the page cache, so that the
-// kernel sends INTERRUPT, while a timer sends it signals that it handles.
+// kernel sends INTERRUPT, while signals that it handles come to its thread.
 func helperSignals(args []string) error {
+	runtime.LockOSThread()
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught, unix.SIGALRM, unix.SIGURG)
 	fd, err := unix.Open(args[0], unix.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
-	every := unix.NsecToTimeval(int64(time.Millisecond))
-	if _, err := unix.Setitimer(unix.ITIMER_REAL, unix.Itimerval{Interval: every, Value: every}); err != nil {
-		return err
-	}
 	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
 		return err
 	}
+	tid := unix.Gettid()
+	go func() {
+		for range time.Tick(time.Millisecond) {
+			unix.Tgkill(os.Getpid(), tid, unix.SIGALRM)
+			unix.Tgkill(os.Getpid(), tid, unix.SIGURG)
+		}
+	}()
 	n, err := unix.Pread(fd, page, 0)
 	if err != nil {
 		return fmt.Errorf("pread: %w", err)
@@ -271,7 +276,6 @@ type mounted struct {
 	t   *tree.Tree
 	src *storetest.Faulty
 	log *logs
-	raw *rawFS
 }
 
 // path returns where a node of the tree is.
@@ -282,10 +286,10 @@ func (m *mounted) path(name string) string { return filepath.Join(m.dir, name) }
 func mountTree(tb testing.TB, o Options, files ...treetest.File) *mounted {
 	tb.Helper()
 	man, mem := treetest.Build(tb, block.Zstd, files...)
-	return mountManifest(tb, o, man, mem)
+	return mountManifest(tb, o, man, mem, dying)
 }
 
-func mountManifest(tb testing.TB, o Options, man *manifest.Manifest, src store.Reader) *mounted {
+func mountManifest(tb testing.TB, o Options, man *manifest.Manifest, src store.Reader, dying func(uint32) bool) *mounted {
 	tb.Helper()
 	requireFUSE(tb)
 	m := &mounted{dir: tb.TempDir(), src: storetest.NewFaulty(src), log: &logs{}}
@@ -293,9 +297,10 @@ func mountManifest(tb testing.TB, o Options, man *manifest.Manifest, src store.R
 	if o.Logger == nil {
 		o.Logger = m.log.logger()
 	}
-	m.raw = newRawFS(m.t, o.filled())
+	raw := newRawFS(m.t, o.filled())
+	raw.dying = dying
 	var err error
-	if m.Server, err = mount(tb.Context(), m.dir, m.raw); err != nil {
+	if m.Server, err = mount(tb.Context(), m.dir, raw); err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { m.end(tb) })

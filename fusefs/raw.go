@@ -153,6 +153,9 @@ func (f *rawFS) OpenDir(_ <-chan struct{}, _ *fuse.OpenIn, out *fuse.OpenOut) fu
 	return fuse.OK
 }
 
+// Flush says that there is no need to ask at each close.
+func (f *rawFS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
 func (f *rawFS) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	return f.list(in, func(_ manifest.Ino, e fuse.DirEntry) bool { return out.AddDirEntry(e) })
 }

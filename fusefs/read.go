@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"sync"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -33,7 +32,12 @@ func (f *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 }
 
 func (f *rawFS) readAt(cancel <-chan struct{}, tid uint32, ino manifest.Ino, p []byte, off int64) (int, error) {
-	ctx, stop := context.WithTimeout(context.Background(), f.opts.ReadTimeout)
+	wanted := f.blocks(ino, off, len(p))
+	budget, again := f.opts.ReadTimeout, f.failures.justTimedOut(wanted)
+	if again {
+		budget = min(budget, secondBudget)
+	}
+	ctx, stop := context.WithTimeout(context.Background(), budget)
 	defer stop()
 	go f.watch(ctx, stop, cancel, tid)
 	n, err := f.t.ReadAt(ctx, ino, p, off)
@@ -42,9 +46,21 @@ func (f *rawFS) readAt(cancel <-chan struct{}, tid uint32, ino manifest.Ino, p [
 		return n, nil
 	case errors.Is(ctx.Err(), context.Canceled):
 		return 0, errDying
+	case ctx.Err() != nil && !again:
+		f.failures.timedOut(wanted)
 	}
-	f.report(ctx, ino, off, err)
+	f.report(err, off, ctx.Err() != nil)
 	return 0, err
+}
+
+// blocks returns the blocks that a read needs.
+func (f *rawFS) blocks(ino manifest.Ino, off int64, n int) []block.Ref {
+	all := f.m.Blocks(ino)
+	if off < 0 || n == 0 || off/block.Size >= int64(len(all)) {
+		return nil
+	}
+	first := int(off / block.Size)
+	return all[first:min(len(all), first+(int(off%block.Size)+n-1)/block.Size+1)]
 }
 
 // lookAgain is how often an interrupted caller is looked at. The kernel sends
@@ -71,7 +87,7 @@ func (f *rawFS) watch(ctx context.Context, stop context.CancelFunc, cancel <-cha
 }
 
 // report logs why a read failed.
-func (f *rawFS) report(ctx context.Context, ino manifest.Ino, off int64, err error) {
+func (f *rawFS) report(err error, off int64, timeout bool) {
 	var be *tree.BlockError
 	var id block.ID
 	if errors.As(err, &be) {
@@ -81,35 +97,8 @@ func (f *rawFS) report(ctx context.Context, ino manifest.Ino, off int64, err err
 		return
 	}
 	args := []any{"err", err, "offset", off}
-	if ctx.Err() != nil {
+	if timeout {
 		args = append(args, "gave up after", f.opts.ReadTimeout)
 	}
 	f.opts.Logger.Error("a read failed, and its caller got EIO", args...)
-}
-
-// failures keeps a program that reads a bad block again and again from filling
-// the log.
-type failures struct {
-	mu   sync.Mutex
-	when map[block.ID]time.Time
-}
-
-const (
-	quiet       = time.Minute // between two messages about one block
-	maxFailures = 10_000      // remembered
-)
-
-// first reports whether the failure of a block is news.
-func (l *failures) first(id block.ID) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Now()
-	if last, ok := l.when[id]; ok && now.Sub(last) < quiet {
-		return false
-	}
-	if l.when == nil || len(l.when) >= maxFailures {
-		l.when = make(map[block.ID]time.Time)
-	}
-	l.when[id] = now
-	return true
 }
