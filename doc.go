@@ -23,6 +23,7 @@
 //	floor 0  block             one block: seal, open, codecs
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/flight      work that those who want it share
+//	         internal/testenv     what tests need of the machine
 //
 // bench measures several of them against plain tools. docs/format.md defines
 // the format, docs/decisions.md gives the reasons.

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+
+	"overmount/internal/testenv"
 )
 
 var codecs = []Codec{Snappy, Zstd}
@@ -174,13 +176,7 @@ func TestNoiseHardlyGrows(t *testing.T) {
 
 // The packed form is a frame that the reference decoder reads.
 func TestZstdReadsOurFrames(t *testing.T) {
-	tool, err := exec.LookPath("zstd")
-	if err != nil {
-		if os.Getenv("REQUIRE_TOOLS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip("zstd is not installed:", err)
-	}
+	tool := testenv.Tool(t, "zstd")
 	for name, plain := range samples(t) {
 		t.Run(name, func(t *testing.T) {
 			ref, object := mustSeal(t, Zstd, plain)

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/store"
 )
 
@@ -519,7 +520,7 @@ func TestCacheFollowsItsDirectory(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	asRoot := func(t *testing.T) {
 		if os.Geteuid() != 0 {
-			skip(t, "only root can make files of other users")
+			testenv.Need(t, "only root can make files of other users")
 		}
 	}
 	const other = 4242
@@ -611,7 +612,7 @@ func TestNewRefuses(t *testing.T) {
 // Nothing may be made through the link of an attacker, not even a directory.
 func TestNewMakesNothingBeforeItTrusts(t *testing.T) {
 	if os.Geteuid() != 0 {
-		skip(t, "only root can make files of other users")
+		testenv.Need(t, "only root can make files of other users")
 	}
 	dir := t.TempDir()
 	must(t, os.Symlink(filepath.Join(dir, "victim"), filepath.Join(dir, "link")))
@@ -625,21 +626,12 @@ func TestNewMakesNothingBeforeItTrusts(t *testing.T) {
 	}
 }
 
-// skip skips a test that this machine cannot run, unless it must.
-func skip(t testing.TB, why string) {
-	t.Helper()
-	if os.Getenv("REQUIRE_TOOLS") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 // tmpfs mounts a tmpfs of size bytes, or skips.
 func tmpfs(t testing.TB, size int, flags uintptr) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := unix.Mount("overmount-test", dir, "tmpfs", flags, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
-		skip(t, fmt.Sprintf("mount a tmpfs: %v", err))
+		testenv.Need(t, fmt.Sprintf("mount a tmpfs: %v", err))
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {

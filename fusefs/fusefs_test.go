@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/storetest"
@@ -238,7 +239,7 @@ func TestMountIsAsPromised(t *testing.T) {
 }
 
 func TestMountRefuses(t *testing.T) {
-	requireFUSE(t)
+	testenv.FUSE(t)
 	man, mem := treetest.Build(t, block.Zstd)
 	tr := newTree(man, mem)
 	file := filepath.Join(t.TempDir(), "file")
@@ -271,7 +272,7 @@ func killMount(t *testing.T, dir string) {
 }
 
 func TestOvermount(t *testing.T) {
-	requireFUSE(t)
+	testenv.FUSE(t)
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "below"), []byte("0"), 0o644); err != nil {
 		t.Fatal(err)
@@ -351,7 +352,7 @@ func TestUnmountBusy(t *testing.T) {
 
 // A mount that does not answer is taken away again, and nothing keeps running.
 func TestMountThatDoesNotAnswer(t *testing.T) {
-	requireFUSE(t)
+	testenv.FUSE(t)
 	man, mem := treetest.Build(t, block.Zstd)
 	dir := t.TempDir()
 	ctx, f := stuck(t, newTree(man, mem))
@@ -371,7 +372,7 @@ func TestMountThatDoesNotAnswer(t *testing.T) {
 // All mounts of the tests above work with one thread for Go code, where a
 // process that waits for itself is found out.
 func TestOneProc(t *testing.T) {
-	requireFUSE(t)
+	testenv.FUSE(t)
 	if os.Getenv("GOMAXPROCS") == "1" {
 		t.Skip("this is it")
 	}
@@ -385,7 +386,7 @@ func TestOneProc(t *testing.T) {
 // Users without the right to mount do so with fusermount3, for which a stand-in
 // checks what it is told.
 func TestFusermount(t *testing.T) {
-	requireFUSE(t)
+	testenv.FUSE(t)
 	bin, dir := t.TempDir(), t.TempDir()
 	script := fmt.Sprintf("#!/bin/sh\n%s=fusermount exec %s \"$@\"\n", helperEnv, os.Args[0])
 	if err := os.WriteFile(filepath.Join(bin, helperName), []byte(script), 0o755); err != nil {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/storetest"
@@ -224,27 +225,6 @@ func helperFusermount(args []string) error {
 	return unix.Sendmsg(3, []byte{0}, unix.UnixRights(fd), nil, 0)
 }
 
-// requireFUSE skips a test where nothing can be mounted.
-func requireFUSE(tb testing.TB) {
-	tb.Helper()
-	why := ""
-	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
-		why = err.Error()
-	} else {
-		f.Close()
-	}
-	if os.Geteuid() != 0 {
-		why = "mounting needs root"
-	}
-	switch {
-	case why == "":
-	case os.Getenv("REQUIRE_TOOLS") == "1":
-		tb.Fatalf("cannot mount: %s", why)
-	default:
-		tb.Skipf("cannot mount: %s", why)
-	}
-}
-
 // logs collects what a Server logs.
 type logs struct {
 	mu  sync.Mutex
@@ -291,7 +271,7 @@ func mountTree(tb testing.TB, o Options, files ...treetest.File) *mounted {
 
 func mountManifest(tb testing.TB, o Options, man *manifest.Manifest, src store.Reader, dying func(uint32) bool) *mounted {
 	tb.Helper()
-	requireFUSE(tb)
+	testenv.FUSE(tb)
 	m := &mounted{dir: tb.TempDir(), src: storetest.NewFaulty(src), log: &logs{}}
 	m.t = tree.New(man, m.src, nil)
 	if o.Logger == nil {

@@ -176,10 +176,14 @@ func (c conn) dead() bool {
 		return true
 	}
 	fds := []unix.PollFd{{}}
+	var pollErr error
 	err = raw.Control(func(fd uintptr) {
 		fds[0].Fd = int32(fd)
-		unix.Poll(fds, 0)
+		_, pollErr = unix.Poll(fds, 0)
 	})
+	if pollErr != nil {
+		return false // interrupted; it is asked again
+	}
 	return err != nil || fds[0].Revents&unix.POLLERR != 0
 }
 

@@ -88,9 +88,8 @@ func (f *rawFS) watch(ctx context.Context, stop context.CancelFunc, cancel <-cha
 
 // report logs why a read failed.
 func (f *rawFS) report(err error, off int64, timeout bool) {
-	var be *tree.BlockError
 	var id block.ID
-	if errors.As(err, &be) {
+	if be, ok := errors.AsType[*tree.BlockError](err); ok {
 		id = be.ID
 	}
 	if !f.failures.first(id) {

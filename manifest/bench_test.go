@@ -53,7 +53,6 @@ func BenchmarkOpen(b *testing.B) {
 			empty := liveHeap()
 			var m *Manifest
 			for b.Loop() {
-				m = nil
 				m = mustOpen(b, path)
 			}
 			b.ReportMetric(float64(b.Elapsed().Microseconds())/1000/float64(b.N), "ms/open")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,9 +41,7 @@ func TestEdit(t *testing.T) {
 		}
 		m := mustOpen(t, path)
 		tags := map[string]string{TagCodec: "zstd", TagBlockSize: strconv.Itoa(block.Size)}
-		for k, v := range step.tags {
-			tags[k] = v
-		}
+		maps.Copy(tags, step.tags)
 		if diff := cmp.Diff(tags, m.Tags()); diff != "" {
 			t.Errorf("%s: tags differ (-want +got):\n%s", step.name, diff)
 		}

@@ -20,6 +20,7 @@ import (
 
 	"overmount/block"
 	"overmount/internal/atomicfile"
+	"overmount/internal/testenv"
 )
 
 // TestMain lets the test binary be a child that a test starts and kills.
@@ -66,19 +67,6 @@ func child(t *testing.T, task, path string) (next func() string, kill func()) {
 	kill = func() { cmd.Process.Kill(); cmd.Wait() }
 	t.Cleanup(kill)
 	return next, kill
-}
-
-// tool finds a program that judges what we do.
-func tool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("REQUIRE_TOOLS") == "1" {
-			t.Fatal(err)
-		}
-		t.Skipf("%s is not installed: %v", name, err)
-	}
-	return path
 }
 
 // refs returns the Refs of made-up blocks of a file of n bytes.
@@ -390,10 +378,7 @@ func TestHardPaths(t *testing.T) {
 func TestOpenOnReadOnlyMedia(t *testing.T) {
 	d := t.TempDir()
 	if err := unix.Mount("tmpfs", d, "tmpfs", 0, ""); err != nil {
-		if os.Getenv("REQUIRE_TOOLS") == "1" {
-			t.Fatal("mount tmpfs:", err)
-		}
-		t.Skip("cannot mount a tmpfs:", err)
+		testenv.Need(t, fmt.Sprintf("a tmpfs cannot be mounted: %v", err))
 	}
 	t.Cleanup(func() { unix.Unmount(d, unix.MNT_DETACH) })
 	path := filepath.Join(d, "m.fl")

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 )
 
 // source is a line of testdata/rfs-sample/source.jsonl: a node before packing.
@@ -143,7 +144,7 @@ func TestSchemaIsThatOfRfs(t *testing.T) {
 // sqliteShell runs a command as a person would: sqlite3 FILE SQL.
 func sqliteShell(t *testing.T, path, query string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), tool(t, "sqlite3"), path, query)
+	cmd := exec.CommandContext(t.Context(), testenv.Tool(t, "sqlite3"), path, query)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

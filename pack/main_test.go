@@ -47,26 +47,6 @@ func helper(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// need skips a test whose reason is not empty, or fails it where nothing may be
-// missing.
-func need(t *testing.T, reason string) {
-	t.Helper()
-	switch {
-	case reason == "":
-	case os.Getenv("REQUIRE_TOOLS") == "1":
-		t.Fatal(reason)
-	default:
-		t.Skip(reason)
-	}
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		need(t, "only root can make devices, owners and trusted attributes")
-	}
-}
-
 // A seen node is what a directory holds at a path, to the second.
 type seen struct {
 	Mode, UID, GID                 uint32

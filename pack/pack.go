@@ -283,12 +283,10 @@ func (p *packer) readFile(ctx context.Context, e *entry, plains chan<- plain) er
 
 // pathless takes off the path that an *fs.PathError or *os.LinkError repeats.
 func pathless(err error) error {
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
 	}
-	var le *os.LinkError
-	if errors.As(err, &le) {
+	if le, ok := errors.AsType[*os.LinkError](err); ok {
 		return le.Err
 	}
 	return err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/tree"
@@ -40,7 +41,7 @@ func TestRoundTrip(t *testing.T) {
 
 // The tree must hold what its name promises, whoever tests.
 func TestAllKindsHasThem(t *testing.T) {
-	needRoot(t)
+	testenv.Root(t, "making devices, owners and trusted attributes")
 	types := map[uint32]int{}
 	for _, f := range allKinds() {
 		types[f.Mode&unix.S_IFMT]++
@@ -57,7 +58,7 @@ func TestAllKindsHasThem(t *testing.T) {
 func TestReproducible(t *testing.T) {
 	var tmpfs unix.Statfs_t
 	if err := unix.Statfs("/dev/shm", &tmpfs); err != nil || tmpfs.Type != unix.TMPFS_MAGIC {
-		need(t, "/dev/shm is not a tmpfs")
+		testenv.Need(t, "/dev/shm is not a tmpfs")
 	}
 	other, err := os.MkdirTemp("/dev/shm", "overmount-pack-")
 	if err != nil {
@@ -101,7 +102,7 @@ const sample = "../manifest/testdata/rfs-sample"
 // What rfs packed unpacks to what rfs was given; and packing that with snappy
 // gives the objects that rfs made.
 func TestRfsSample(t *testing.T) {
-	needRoot(t)
+	testenv.Root(t, "making devices, owners and trusted attributes")
 	for _, name := range []string{"sample.fl", "ranges.fl"} {
 		t.Run(name, func(t *testing.T) {
 			tr := tree.New(open(t, filepath.Join(sample, name)), store.Checked(store.NewDir(filepath.Join(sample, "objects"))), nil)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -250,9 +251,9 @@ func (u *unpacker) finishDirs(context.Context) error {
 			dirs = append(dirs, dir{name, ino})
 		}
 	}
-	for i := len(dirs) - 1; i >= 0; i-- {
-		if err := u.finish(dirs[i].name, dirs[i].ino); err != nil {
-			return fmt.Errorf("unpack %s: %w", dirs[i].name, pathless(err))
+	for _, dir := range slices.Backward(dirs) {
+		if err := u.finish(dir.name, dir.ino); err != nil {
+			return fmt.Errorf("unpack %s: %w", dir.name, pathless(err))
 		}
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/storetest"
@@ -167,7 +168,7 @@ func TestUnpackProgress(t *testing.T) {
 // Who is not root gets all but what only root can make, and is told how much that
 // is.
 func TestUnpackForUsers(t *testing.T) {
-	needRoot(t)
+	testenv.Root(t, "making devices, owners and trusted attributes")
 	src := t.TempDir()
 	write(t, src, allKinds())
 	objects, path := filepath.Join(t.TempDir(), "objects"), filepath.Join(t.TempDir(), "m.fl")

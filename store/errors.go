@@ -47,11 +47,10 @@ func (e *BusyError) RetryAfter() time.Duration { return e.After }
 
 // retryAfter returns how long err asks to wait, 0 if it does not say.
 func retryAfter(err error) time.Duration {
-	var busy interface {
-		error
+	if busy, ok := errors.AsType[interface {
 		RetryAfter() time.Duration
-	}
-	if errors.As(err, &busy) {
+		error
+	}](err); ok {
 		return max(busy.RetryAfter(), 0)
 	}
 	return 0

@@ -63,8 +63,7 @@ func Run(ctx context.Context, env Env) int {
 	if err == nil {
 		return exitDone
 	}
-	var code exitError
-	if errors.As(err, &code) {
+	if code, ok := errors.AsType[exitError](err); ok {
 		if code.err != nil {
 			fmt.Fprintf(env.Stderr, "overmount: %v\n", code.err)
 		}

@@ -90,14 +90,12 @@ func stopDaemon(child *exec.Cmd) error {
 	if err := child.Process.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- child.Wait() }()
-	select {
-	case <-ended:
-		return nil
-	case <-time.After(lastUse + 5*time.Second):
-		return errors.Join(child.Process.Kill(), <-ended)
+	kill := time.AfterFunc(lastUse+5*time.Second, func() { _ = child.Process.Kill() })
+	defer kill.Stop()
+	if err := child.Wait(); err != nil && child.ProcessState == nil {
+		return err
 	}
+	return nil
 }
 
 // detach tells the parent that the mount is there, and lets go of what keeps a

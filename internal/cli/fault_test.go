@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/store"
 	"overmount/store/storetest"
 	"overmount/tree/treetest"
@@ -57,7 +58,7 @@ var faults = map[string]storetest.HTTPFault{
 }
 
 func TestOneStoreFails(t *testing.T) {
-	needFUSE(t)
+	testenv.FUSE(t)
 	for what, fault := range faults {
 		t.Run(what, func(t *testing.T) {
 			s := serveTree(t)
@@ -76,7 +77,7 @@ func TestOneStoreFails(t *testing.T) {
 // When no store has a block, the reader gets EIO, and right data once there is
 // one again.
 func TestAllStoresFail(t *testing.T) {
-	needFUSE(t)
+	testenv.FUSE(t)
 	for what, fault := range faults {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
@@ -100,7 +101,7 @@ func TestAllStoresFail(t *testing.T) {
 // A daemon that is killed while an object is on its way leaves nothing in the
 // cache that its successor would serve.
 func TestKillDuringFill(t *testing.T) {
-	needFUSE(t)
+	testenv.FUSE(t)
 	for _, where := range []string{"in the body", "after one block"} {
 		t.Run(where, func(t *testing.T) {
 			s := serveTree(t)

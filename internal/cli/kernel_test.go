@@ -19,23 +19,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"overmount/internal/testenv"
 )
 
-// kernelTree returns the modules of a real kernel, a directory lib/modules/KVER
-// that depmod has indexed.
+// kernelTree returns the modules of a real kernel that depmod has indexed.
 func kernelTree(t *testing.T) string {
 	t.Helper()
-	dir := os.Getenv("OVERMOUNT_TEST_KERNEL")
-	if dir == "" {
-		need(t, "OVERMOUNT_TEST_KERNEL does not name the modules of a kernel, a directory lib/modules/KVER; scripts/kernel-tree --package --modules makes one")
-	}
-	if info, err := os.Stat(filepath.Join(dir, "lib/modules")); err == nil && info.IsDir() {
-		dirs, err := filepath.Glob(filepath.Join(dir, "lib/modules/*"))
-		if err != nil || len(dirs) != 1 {
-			t.Fatalf("%s holds the modules of %d kernels, want one", dir, len(dirs))
-		}
-		dir = dirs[0]
-	}
+	dir := testenv.Kernel(t)
 	for _, name := range []string{"modules.dep.bin", "modules.alias.bin", "modules.symbols.bin"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			t.Fatalf("run depmod first: %v", err)
@@ -91,7 +82,7 @@ func (s *objectServer) onceEach(t *testing.T, who string, least int) {
 // TestKernel packs a real kernel's modules, unpacks them, mounts them over HTTP,
 // and compares.
 func TestKernel(t *testing.T) {
-	needFUSE(t)
+	testenv.FUSE(t)
 	src := kernelTree(t)
 	want := manifestOf(t, src)
 	if len(want) < 1000 {
@@ -127,7 +118,7 @@ func TestKernel(t *testing.T) {
 // date from times alone.
 func depmodFetchesNothing(t *testing.T, base, kver string, server *objectServer) {
 	t.Helper()
-	needTool(t, "depmod")
+	testenv.Tool(t, "depmod")
 	if r := run(t, "depmod", "-A", "-b", base, kver); r.code != 0 || r.stdout+r.stderr != "" {
 		t.Errorf("depmod -A: exit code %d, %q; want it to find nothing to do", r.code, r.stdout+r.stderr)
 	}

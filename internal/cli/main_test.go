@@ -19,6 +19,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"overmount/internal/testenv"
 )
 
 // TestMain makes the test binary the program when it is called overmount, which
@@ -39,7 +41,7 @@ func TestScripts(t *testing.T) {
 }
 
 func TestMountScripts(t *testing.T) {
-	needFUSE(t)
+	testenv.FUSE(t)
 	testscript.Run(t, testscript.Params{Dir: "testdata/mount", Cmds: commands})
 }
 
@@ -176,39 +178,6 @@ func awaitEnd(pid int) error {
 		}
 	}
 	return fmt.Errorf("process %d still runs after %v", pid, limit)
-}
-
-// need skips a test whose reason is not empty, or fails it where nothing may be
-// missing.
-func need(t *testing.T, reason string) {
-	t.Helper()
-	switch {
-	case reason == "":
-	case os.Getenv("REQUIRE_TOOLS") == "1":
-		t.Fatal(reason)
-	default:
-		t.Skip(reason)
-	}
-}
-
-func needFUSE(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		need(t, "mounting needs root")
-	}
-	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		need(t, fmt.Sprintf("cannot mount: %v", err))
-		return
-	}
-	f.Close()
-}
-
-func needTool(t *testing.T, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		need(t, err.Error())
-	}
 }
 
 // ran is how a program ended.

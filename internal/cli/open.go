@@ -71,8 +71,7 @@ func fetchManifest(ctx context.Context, from string, to io.Writer) error {
 	}
 	req.Header.Set("User-Agent", "overmount")
 	resp, err := (&http.Client{Transport: transport}).Do(req)
-	var repeats *url.Error // the caller says which URL it is
-	if errors.As(err, &repeats) {
+	if repeats, ok := errors.AsType[*url.Error](err); ok {
 		return repeats.Err
 	}
 	if err != nil {

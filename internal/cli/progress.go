@@ -35,11 +35,11 @@ func (b *bar) update(s pack.Summary) {
 		return
 	}
 	b.b.ChangeMax64(s.Bytes)
-	b.b.Set64(s.DoneByte)
+	_ = b.b.Set64(s.DoneByte) // a terminal that does not take it is no reason to fail
 }
 
 func (b *bar) finish() {
 	if b.b != nil {
-		b.b.Clear()
+		_ = b.b.Clear()
 	}
 }

@@ -83,8 +83,7 @@ func (s *Store) broken(ctx context.Context, err error) error {
 		s.client.CloseIdleConnections()
 	}
 	// The client's error repeats the URL, after redirects a foreign one.
-	var withURL *url.Error
-	if errors.As(err, &withURL) {
+	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		return withURL.Err
 	}
 	return err

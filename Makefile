@@ -1,0 +1,74 @@
+# The targets that people and CI use. "make" alone lists them.
+#
+# Whatever a target needs and does not find it installs (scripts/install-tools),
+# Go included.
+
+GO := scripts/go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+FUZZTIME ?= 10s
+
+# What the tests and the demo run beside our own programs.
+TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils
+ifneq ($(shell id -u),0)
+TOOLS += fuse3
+endif
+
+# The race detector needs C; and what takes minutes under it runs without.
+RACE_TOOLS := gcc libc6-dev
+RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli)$$
+
+# The environment of tests that work on a real kernel's modules.
+KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)"
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+.PHONY: build
+build: tools-go ## build bin/overmount
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/overmount ./cmd/overmount
+
+.PHONY: demo
+demo: tools build ## pack, serve, mount and use a real kernel's modules, and show what crossed the wire
+	@CGO_ENABLED=0 $(GO) build -buildvcs=false -o bin/demo ./internal/demo
+	@modules=$$(scripts/kernel-tree --modules) && exec bin/demo bin/overmount "$$modules"
+
+.PHONY: test
+test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
+	@echo '== tests with the race detector'
+	env -u REQUIRE_TOOLS CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v -E '$(RACE_SKIP)')
+	@echo '== the mount on one processor'
+	$(KERNEL) GOMAXPROCS=1 $(GO) test -count=1 -timeout 5m ./fusefs
+	@echo '== fuzz targets, $(FUZZTIME) each'
+	scripts/fuzz $(FUZZTIME)
+	@echo '== all tests'
+	$(KERNEL) CGO_ENABLED=0 $(GO) test ./...
+
+.PHONY: test-full
+test-full: tools tools-race ## like test, with everything under the race detector and longer fuzzing
+	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
+	$(MAKE) test FUZZTIME=2m
+
+.PHONY: fuzz
+fuzz: tools-go ## run the fuzz targets for FUZZTIME each
+	scripts/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: tools ## run the benchmarks
+	$(KERNEL) CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
+
+.PHONY: lint
+lint: tools-go ## gofmt, go vet, and golangci-lint
+	scripts/lint
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin .cache
+
+.PHONY: tools tools-go tools-race
+tools:
+	@scripts/install-tools $(TOOLS)
+tools-go:
+	@scripts/install-tools go ca-certificates
+tools-race:
+	@scripts/install-tools $(RACE_TOOLS)

@@ -1,0 +1,72 @@
+// Package testenv tells tests what the machine has. A test that lacks something
+// is skipped and says what; where REQUIRE_TOOLS=1, as in CI, it fails.
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Need skips the test for a reason, or fails it where nothing may be missing. An
+// empty reason is none.
+func Need(tb testing.TB, reason string) {
+	tb.Helper()
+	switch {
+	case reason == "":
+	case os.Getenv("REQUIRE_TOOLS") == "1":
+		tb.Fatalf("REQUIRE_TOOLS=1, and %s", reason)
+	default:
+		tb.Skip(reason)
+	}
+}
+
+// Tool returns the path of a program that the test runs.
+func Tool(tb testing.TB, name string) string {
+	tb.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		Need(tb, name+" is not installed")
+	}
+	return path
+}
+
+// Root is for tests that do what only root may; what says what that is.
+func Root(tb testing.TB, what string) {
+	tb.Helper()
+	if os.Geteuid() != 0 {
+		Need(tb, what+" needs root")
+	}
+}
+
+// FUSE is for tests that mount.
+func FUSE(tb testing.TB) {
+	tb.Helper()
+	Root(tb, "mounting")
+	f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		Need(tb, "there is no FUSE: "+err.Error())
+		return
+	}
+	f.Close()
+}
+
+// Kernel returns the directory of a real kernel's modules, lib/modules/KVER, from
+// OVERMOUNT_TEST_KERNEL: that directory, or a root with exactly one such in it.
+// "scripts/kernel-tree --package" makes one.
+func Kernel(tb testing.TB) string {
+	tb.Helper()
+	dir := os.Getenv("OVERMOUNT_TEST_KERNEL")
+	if dir == "" {
+		Need(tb, "OVERMOUNT_TEST_KERNEL does not name the modules of a kernel; scripts/kernel-tree --package makes a tree of them")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "modules.order")); err == nil {
+		return dir
+	}
+	found, err := filepath.Glob(filepath.Join(dir, "lib/modules/*/modules.order"))
+	if err != nil || len(found) != 1 {
+		tb.Fatalf("OVERMOUNT_TEST_KERNEL: %s holds the modules of %d kernels, want one", dir, len(found))
+	}
+	return filepath.Dir(found[0])
+}
