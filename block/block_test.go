@@ -167,8 +167,8 @@ func TestSealThenOpen(t *testing.T) {
 func TestNoiseHardlyGrows(t *testing.T) {
 	for _, n := range []int{1, 255, 256, 1000, 70_000, Size} {
 		_, object := mustSeal(t, Zstd, noise(n))
-		// A frame header of at most 14 bytes and 3 for each block of 128 KiB.
-		if limit := n + 14 + 3*(n>>17+1) + tagSize; len(object) > limit {
+		// A frame header of at most 14 bytes and 3 for each block, of 64 KiB at least.
+		if limit := n + 14 + 3*(n>>16+1) + tagSize; len(object) > limit {
 			t.Errorf("%d bytes of noise became an object of %d, want at most %d", n, len(object), limit)
 		}
 	}

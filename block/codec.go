@@ -103,9 +103,13 @@ func (c Codec) decompress(dst, packed []byte) ([]byte, error) {
 			return dst, fmt.Errorf("its one frame has %d bytes of %d", n, len(packed))
 		}
 		_, dec := zstdCoders()
-		dst = grow(dst, int(h.FrameContentSize))
-		// The decoder never goes past the capacity that it is given.
-		plain, err := dec.DecodeAll(packed, dst[:start:start+int(h.FrameContentSize)])
+		// The decoder never goes past the capacity that it is given, nor past
+		// what the frame claims. With a little room behind that, it need not
+		// look for the end at each step, which is a fifth of its time.
+		const room = 32
+		end := start + int(h.FrameContentSize) + room
+		dst = grow(dst, end-start)
+		plain, err := dec.DecodeAll(packed, dst[:start:end])
 		if err != nil {
 			return dst[:start], err
 		}
@@ -155,7 +159,7 @@ func grow(b []byte, n int) []byte {
 var zstdCoders = sync.OnceValues(func() (*zstd.Encoder, *zstd.Decoder) {
 	// Without SingleSegment, a block under 256 bytes would not state its
 	// length; without ZeroFrames, an empty one would be no frame at all.
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(false),
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderCRC(false),
 		zstd.WithSingleSegment(true), zstd.WithZeroFrames(true), zstd.WithLowerEncoderMem(true))
 	if err != nil {
 		panic(err) // only for options that contradict each other

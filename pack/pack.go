@@ -102,12 +102,33 @@ func Run(ctx context.Context, src fs.FS, dst store.Writer, path string, opts *Op
 	if err := p.content(ctx); err != nil {
 		return p.summary(), err
 	}
-	if s, ok := dst.(store.Syncer); ok {
-		if err := s.Sync(ctx); err != nil {
-			return p.summary(), fmt.Errorf("make the objects last: %w", err)
-		}
+	return p.summary(), p.finish(ctx, path)
+}
+
+// finish makes the objects last, and writes the manifest meanwhile. The manifest
+// gets its name after that.
+func (p *packer) finish(ctx context.Context, path string) error {
+	synced := make(chan error, 1)
+	go func() { synced <- p.sync(ctx) }()
+	w, err := p.writeManifest(ctx, path)
+	if serr := <-synced; serr != nil {
+		err = errors.Join(fmt.Errorf("make the objects last: %w", serr), err)
 	}
-	return p.summary(), p.writeManifest(ctx, path)
+	if w == nil {
+		return err
+	}
+	defer w.Abort()
+	if err != nil {
+		return err
+	}
+	return w.Commit()
+}
+
+func (p *packer) sync(ctx context.Context) error {
+	if s, ok := p.dst.(store.Syncer); ok {
+		return s.Sync(ctx)
+	}
+	return nil
 }
 
 // writable tells early whether the manifest can be made at its place.
@@ -376,12 +397,12 @@ func (p *packer) put(ctx context.Context, o object) error {
 	return nil
 }
 
-func (p *packer) writeManifest(ctx context.Context, path string) error {
+// writeManifest writes the manifest up to its name. With an error it returns nil.
+func (p *packer) writeManifest(ctx context.Context, path string) (*manifest.Writer, error) {
 	w, err := manifest.Create(ctx, path, p.opts.Codec, p.opts.Tags, p.opts.Routes)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer w.Abort()
 	for _, e := range p.entries {
 		content := e
 		if e.first != nil {
@@ -389,10 +410,11 @@ func (p *packer) writeManifest(ctx context.Context, path string) error {
 		}
 		e.Blocks = refs(content.blocks)
 		if err := w.Add(e.Entry); err != nil {
-			return err
+			w.Abort()
+			return nil, err
 		}
 	}
-	return w.Commit()
+	return w, nil
 }
 
 func refs(blocks []sealed) []block.Ref {
