@@ -517,7 +517,13 @@ func TestKill(t *testing.T) {
 	old := map[bool]int{}
 	for _, size := range []int64{-1, 0, 1, 16 << 10, 128 << 10} {
 		removeTemps(t, work)
-		killed(t, helper(t, "pack", dir, objects, path, "-1"), func() { awaitTemp(t, work, size) })
+		killed(t, helper(t, "pack", dir, objects, path, "-1"), func(synced func()) {
+			if size < 0 {
+				synced()
+				return
+			}
+			awaitTemp(t, path, size)
+		})
 		after, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -528,9 +534,10 @@ func TestKill(t *testing.T) {
 	t.Logf("killed while the manifest was being written: %d times the old one is there, %d times the new one", old[true], old[false])
 }
 
-// killed runs a command that kills itself or, when it has said that its objects
-// are synced and await returns, is killed.
-func killed(t *testing.T, cmd *exec.Cmd, await func()) {
+// killed runs a command that kills itself or is killed when await returns. The
+// function that await gets returns when the command has said that its objects
+// are synced.
+func killed(t *testing.T, cmd *exec.Cmd, await func(synced func())) {
 	t.Helper()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -540,10 +547,11 @@ func killed(t *testing.T, cmd *exec.Cmd, await func()) {
 		t.Fatal(err)
 	}
 	if await != nil {
-		if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
-			t.Errorf("the child did not get to its manifest: %v", err)
-		}
-		await()
+		await(func() {
+			if _, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+				t.Errorf("the child did not sync its objects: %v", err)
+			}
+		})
 		cmd.Process.Kill()
 	}
 	if err := cmd.Wait(); await == nil && (err == nil || cmd.ProcessState.Exited()) {
@@ -565,13 +573,22 @@ func removeTemps(t *testing.T, dir string) {
 	}
 }
 
-// awaitTemp returns when a temporary file of more than size bytes is in dir.
-func awaitTemp(t *testing.T, dir string, size int64) {
-	for ctx := soon(t); size >= 0; {
+// awaitTemp returns when a temporary file of more than size bytes is beside the
+// manifest at path, or another manifest has taken its place: on a busy machine
+// the writer may be faster than the one who looks.
+func awaitTemp(t *testing.T, path string, size int64) {
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ctx := soon(t); ; {
 		if ctx.Err() != nil {
 			t.Fatal("no manifest was being written within a minute")
 		}
-		names, _ := os.ReadDir(dir)
+		if now, err := os.Stat(path); err == nil && !os.SameFile(before, now) {
+			return
+		}
+		names, _ := os.ReadDir(filepath.Dir(path))
 		for _, d := range names {
 			if info, err := d.Info(); atomicfile.IsTemp(d.Name()) && err == nil && info.Size() > size {
 				return
