@@ -70,7 +70,7 @@ func TestWalk(t *testing.T) {
 	data["kernel/drivers/hard.ko"] = big
 	for name, ino := range man.Walk(manifest.Root) {
 		a := man.Attr(ino)
-		want := seen{
+		want := treetest.Seen{
 			Path: name, Mode: a.Mode, UID: a.UID, GID: a.GID, Ino: uint64(man.FirstName(ino)), Nlink: uint64(a.Nlink),
 			Rdev: a.Rdev, Size: a.Size, Mtime: a.Mtime, Blocks: (a.Size + 511) / 512, Target: man.Target(ino),
 		}
@@ -101,7 +101,7 @@ func TestRfsSample(t *testing.T) {
 		}
 		for _, s := range sources {
 			a, g := s.Attr(t), got[s.Path]
-			want := seen{
+			want := treetest.Seen{
 				Path: s.Path, Mode: a.Mode, UID: a.UID, GID: a.GID, Rdev: a.Rdev, Mtime: a.Mtime, SHA256: s.SHA256, Target: s.Target,
 				Size: a.Size, Ino: g.Ino, Nlink: g.Nlink, Blocks: g.Blocks,
 			}

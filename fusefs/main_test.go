@@ -17,7 +17,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -58,15 +57,6 @@ func helper(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// A seen node is what a client of a mount finds.
-type seen struct {
-	Path                   string
-	Mode, UID, GID         uint32
-	Ino, Nlink, Rdev       uint64
-	Size, Mtime, Blocks    int64
-	SHA256, Target, Xattrs string
-}
-
 // helperWalk prints what it finds below a directory.
 func helperWalk(args []string) error {
 	out := json.NewEncoder(os.Stdout)
@@ -74,51 +64,13 @@ func helperWalk(args []string) error {
 		if err != nil {
 			return err
 		}
-		s, err := look(name)
+		s, err := treetest.Look(name)
 		if err != nil {
 			return err
 		}
 		s.Path, err = filepath.Rel(args[0], name)
 		return errors.Join(err, out.Encode(s))
 	})
-}
-
-func look(name string) (s seen, err error) {
-	info, err := os.Lstat(name)
-	if err != nil {
-		return s, err
-	}
-	st := info.Sys().(*syscall.Stat_t)
-	s = seen{
-		Mode: st.Mode, UID: st.Uid, GID: st.Gid, Ino: st.Ino, Nlink: uint64(st.Nlink), Rdev: st.Rdev,
-		Size: st.Size, Mtime: int64(st.Mtim.Sec), Blocks: st.Blocks,
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFLNK:
-		s.Target, err = os.Readlink(name)
-	case unix.S_IFREG:
-		var data []byte
-		data, err = os.ReadFile(name)
-		s.SHA256 = fmt.Sprintf("%x", sha256.Sum256(data))
-	}
-	if err != nil {
-		return s, err
-	}
-	s.Xattrs = xattrs(name)
-	return s, nil
-}
-
-func xattrs(name string) string {
-	var all []string
-	list := make([]byte, 4096)
-	n, _ := unix.Llistxattr(name, list)
-	for x := range strings.SplitSeq(string(list[:max(n, 0)]), "\x00") {
-		value := make([]byte, 4096)
-		if n, err := unix.Lgetxattr(name, x, value); x != "" && err == nil {
-			all = append(all, fmt.Sprintf("%s=%s", x, value[:n]))
-		}
-	}
-	return strings.Join(all, ",")
 }
 
 // helperParallel reads files from 64 goroutines, each from another place on,
@@ -331,15 +283,15 @@ func output(cmd *exec.Cmd) (stdout, stderr string, err error) {
 }
 
 // walk returns what another process finds in a mount.
-func walk(tb testing.TB, dir string) map[string]seen {
+func walk(tb testing.TB, dir string) map[string]treetest.Seen {
 	tb.Helper()
 	stdout, stderr, err := runHelperProgram(tb, "walk", dir)
 	if err != nil {
 		tb.Fatalf("walk: %v: %s", err, stderr)
 	}
-	all := map[string]seen{}
+	all := map[string]treetest.Seen{}
 	for d := json.NewDecoder(strings.NewReader(stdout)); ; {
-		var s seen
+		var s treetest.Seen
 		if err := d.Decode(&s); err == io.EOF {
 			return all
 		} else if err != nil {

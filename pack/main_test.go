@@ -2,7 +2,6 @@ package pack
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -77,42 +75,19 @@ func look(t *testing.T, dir string) map[string]seen {
 	return all
 }
 
-func lookAt(name, at string, names map[uint64]string) (s seen, err error) {
-	info, err := os.Lstat(name)
-	if err != nil {
-		return s, err
+func lookAt(name, at string, names map[uint64]string) (seen, error) {
+	l, err := treetest.Look(name)
+	s := seen{
+		Mode: l.Mode, UID: l.UID, GID: l.GID, Rdev: l.Rdev, Mtime: l.Mtime,
+		SHA256: l.SHA256, Target: l.Target, Xattrs: l.Xattrs,
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	s = seen{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Rdev: st.Rdev, Mtime: int64(st.Mtim.Sec), Xattrs: xattrs(name)}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		s.Size = st.Size
-		if s.SameAs = names[st.Ino]; s.SameAs == "" {
-			names[st.Ino] = at
+	if l.Mode&unix.S_IFMT != unix.S_IFDIR {
+		s.Size = l.Size
+		if s.SameAs = names[l.Ino]; s.SameAs == "" {
+			names[l.Ino] = at
 		}
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFLNK:
-		s.Target, err = os.Readlink(name)
-	case unix.S_IFREG:
-		var data []byte
-		data, err = os.ReadFile(name)
-		s.SHA256 = fmt.Sprintf("%x", sha256.Sum256(data))
 	}
 	return s, err
-}
-
-func xattrs(name string) string {
-	var all []string
-	list := make([]byte, 4096)
-	n, _ := unix.Llistxattr(name, list)
-	for x := range strings.SplitSeq(string(list[:max(n, 0)]), "\x00") {
-		value := make([]byte, 4096)
-		if n, err := unix.Lgetxattr(name, x, value); x != "" && err == nil {
-			all = append(all, fmt.Sprintf("%s=%q", x, value[:n]))
-		}
-	}
-	slices.Sort(all)
-	return strings.Join(all, ",")
 }
 
 func sameTree(t *testing.T, want, got map[string]seen) {
