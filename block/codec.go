@@ -105,7 +105,7 @@ func (c Codec) decompress(dst, packed []byte) ([]byte, error) {
 		_, dec := zstdCoders()
 		// The decoder never goes past the capacity that it is given, nor past
 		// what the frame claims. With a little room behind that, it need not
-		// look for the end at each step, which is a fifth of its time.
+		// look for the end at each step.
 		const room = 32
 		end := start + int(h.FrameContentSize) + room
 		dst = grow(dst, end-start)

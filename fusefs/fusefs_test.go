@@ -406,11 +406,11 @@ func TestFusermount(t *testing.T) {
 	if got, _, err := run(t, "cat", filepath.Join(dir, "f")); got != "x" || err != nil {
 		t.Errorf("cat = %q, %v, want x", got, err)
 	}
-	if err := s.at.unmountHelper(false); err != nil {
+	if err := unmountHelper(s.at.dir, false); err != nil {
 		t.Error(err)
 	}
 	s.Wait()
-	if err := s.at.unmountHelper(false); err == nil || !strings.Contains(err.Error(), "invalid argument") {
+	if err := unmountHelper(s.at.dir, false); err == nil || !strings.Contains(err.Error(), "invalid argument") {
 		t.Errorf("unmount of nothing = %v, want what the helper printed", err)
 	}
 	t.Setenv("PATH", t.TempDir())

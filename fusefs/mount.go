@@ -246,22 +246,30 @@ func (m *mountPoint) unmount(lazy bool) error {
 	if st.Mnt_id != m.id {
 		return errors.New("something else is mounted over it, or it is not mounted there any more")
 	}
+	return Unmount(m.dir, lazy)
+}
+
+// Unmount takes the topmost mount at dir away, whoever serves it: as root by
+// itself, for others with fusermount3. If it is in use, the error is [ErrBusy]
+// and it stays; lazily, its name goes, and it is served until the last user is
+// done.
+func Unmount(dir string, lazy bool) error {
 	if os.Geteuid() != 0 {
-		return m.unmountHelper(lazy)
+		return unmountHelper(dir, lazy)
 	}
 	flags := unix.UMOUNT_NOFOLLOW
 	if lazy {
 		flags |= unix.MNT_DETACH
 	}
-	err := unix.Unmount(m.dir, flags)
+	err := unix.Unmount(dir, flags)
 	if err == unix.EBUSY {
 		return fmt.Errorf("%w (%w): end what uses it, or unmount lazily", ErrBusy, err)
 	}
 	return os.NewSyscallError("umount", err)
 }
 
-func (m *mountPoint) unmountHelper(lazy bool) error {
-	args := []string{"-u", "--", m.dir}
+func unmountHelper(dir string, lazy bool) error {
+	args := []string{"-u", "--", dir}
 	if lazy {
 		args = append([]string{"-z"}, args...)
 	}
@@ -277,7 +285,7 @@ func (m *mountPoint) unmountHelper(lazy bool) error {
 func (m *mountPoint) kill(done <-chan struct{}) error {
 	return within(context.Background(), "take the mount away again", func() error {
 		if os.Geteuid() != 0 {
-			if err := m.unmountHelper(true); err != nil {
+			if err := unmountHelper(m.dir, true); err != nil {
 				return err
 			}
 		} else if err := unix.Unmount(m.dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {

@@ -172,7 +172,7 @@ func refused(t *testing.T, ctx context.Context, src fs.FS, dst store.Writer, opt
 		t.Fatal("Run succeeded, want an error")
 	}
 	if data, rerr := os.ReadFile(path); rerr != nil || string(data) != "old" {
-		t.Errorf("after a failed run the manifest holds %q, error %v; want it as it was", data, rerr)
+		t.Errorf("after a failed run the manifest holds %.40q, error %v; want it as it was", data, rerr)
 	}
 	if names, err := os.ReadDir(filepath.Dir(path)); err != nil || len(names) != 1 {
 		t.Errorf("after a failed run the directory holds %v, error %v; want the old manifest alone", names, err)

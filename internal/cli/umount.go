@@ -3,15 +3,13 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
+
+	"overmount/fusefs"
 )
 
 func (a *app) umountCommand() *cobra.Command {
@@ -36,16 +34,8 @@ func umount(target string, lazy bool) error {
 	if err != nil {
 		return fmt.Errorf("umount %s: %w", target, err)
 	}
-	if os.Geteuid() != 0 {
-		err = umountHelper(dir, lazy)
-	} else {
-		flags := unix.UMOUNT_NOFOLLOW
-		if lazy {
-			flags |= unix.MNT_DETACH
-		}
-		err = unix.Unmount(dir, flags)
-	}
-	if errors.Is(err, unix.EBUSY) {
+	err = fusefs.Unmount(dir, lazy)
+	if errors.Is(err, fusefs.ErrBusy) {
 		return fmt.Errorf("umount %s: it is in use: end what uses it, which \"fuser -vm %s\" shows, or unmount with --lazy", target, dir)
 	}
 	if err != nil {
@@ -54,47 +44,45 @@ func umount(target string, lazy bool) error {
 	return nil
 }
 
-// mountPoint finds target among the mounts, without touching what is mounted
-// there: it may be dead.
+// mountPoint finds target among the mounts. It does not touch what is mounted
+// there, which may be dead or hang.
 func mountPoint(target string) (string, error) {
 	abs, err := filepath.Abs(target)
 	if err != nil {
 		return "", err
 	}
-	// Symlinks on the way are followed, the last part is left alone.
 	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
 	if err != nil {
 		return "", err
 	}
-	paths := []string{filepath.Join(dir, filepath.Base(abs))}
-	if resolved, err := filepath.EvalSymlinks(abs); err == nil {
-		paths = append(paths, resolved)
-	}
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		return !slices.Contains(paths, m.Mountpoint), false
-	})
+	abs = filepath.Join(dir, filepath.Base(abs))
+	top, err := topMount(abs)
 	if err != nil {
 		return "", err
 	}
-	if len(mounts) == 0 {
-		return "", errors.New("nothing is mounted there")
+	if top == nil { // the name may be a symlink to the place
+		resolved, err := filepath.EvalSymlinks(abs)
+		if err != nil {
+			return "", fmt.Errorf("nothing is mounted there: %w", err)
+		}
+		if top, err = topMount(resolved); err != nil {
+			return "", err
+		}
 	}
-	top := mounts[len(mounts)-1]
-	if !strings.HasPrefix(top.FSType, "fuse") {
+	switch {
+	case top == nil:
+		return "", errors.New("nothing is mounted there")
+	case !strings.HasPrefix(top.FSType, "fuse"):
 		return "", fmt.Errorf("what is mounted there is %s, not a flist", top.FSType)
 	}
 	return top.Mountpoint, nil
 }
 
-// umountHelper unmounts for a user who is not root.
-func umountHelper(dir string, lazy bool) error {
-	args := []string{"-u", "--", dir}
-	if lazy {
-		args = append([]string{"-z"}, args...)
+// topMount returns the last of the mounts at dir, nil if there is none.
+func topMount(dir string) (*mountinfo.Info, error) {
+	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != dir, false })
+	if err != nil || len(mounts) == 0 {
+		return nil, err
 	}
-	out, err := exec.Command("fusermount3", args...).CombinedOutput()
-	if err != nil && len(out) > 0 {
-		return errors.New(strings.TrimSpace(string(out)))
-	}
-	return err
+	return mounts[len(mounts)-1], nil
 }
