@@ -17,8 +17,12 @@ endif
 RACE_TOOLS := gcc libc6-dev
 RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli)$$
 
-# The environment of tests that work on a real kernel's modules.
-KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)"
+# The environment of tests that work on the modules of real kernels, and compare
+# with kmod: beside this host's architecture those of KERNEL_ARCHS.
+KERNEL_ARCHS := s390x
+KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)" \
+	OVERMOUNT_TEST_KERNELS="$$(for arch in $(KERNEL_ARCHS); do scripts/kernel-tree --arch $$arch || exit; done | paste -sd :)" \
+	OVERMOUNT_TEST_KMOD30="$$(scripts/kmod-of bookworm)" OVERMOUNT_TEST_KMOD34="$$(scripts/kmod-of trixie)"
 
 .PHONY: help
 help: ## list the targets
@@ -45,9 +49,10 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 	$(KERNEL) CGO_ENABLED=0 $(GO) test ./...
 
 .PHONY: test-full
-test-full: tools tools-race ## like test, with everything under the race detector and longer fuzzing
+test-full: KERNEL_ARCHS := s390x armhf arm64
+test-full: tools tools-race ## like test, with everything under the race detector, more kernels and longer fuzzing
 	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
-	$(MAKE) test FUZZTIME=2m
+	$(MAKE) test FUZZTIME=2m KERNEL_ARCHS="$(KERNEL_ARCHS)"
 
 .PHONY: fuzz
 fuzz: tools-go ## run the fuzz targets for FUZZTIME each

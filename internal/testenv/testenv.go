@@ -3,6 +3,7 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,12 +62,46 @@ func Kernel(tb testing.TB) string {
 	if dir == "" {
 		Need(tb, "OVERMOUNT_TEST_KERNEL does not name the modules of a kernel; scripts/kernel-tree --package makes a tree of them")
 	}
+	return kernel(tb, "OVERMOUNT_TEST_KERNEL", dir)
+}
+
+// Kernels returns the directories of the modules of kernels for other
+// architectures, from OVERMOUNT_TEST_KERNELS: a list like PATH of what
+// OVERMOUNT_TEST_KERNEL may name. "scripts/kernel-tree --arch ARCH" makes one.
+func Kernels(tb testing.TB) []string {
+	tb.Helper()
+	list := filepath.SplitList(os.Getenv("OVERMOUNT_TEST_KERNELS"))
+	if len(list) == 0 {
+		Need(tb, "OVERMOUNT_TEST_KERNELS names no modules of kernels for other architectures; scripts/kernel-tree --arch s390x makes a tree of them")
+	}
+	for i, dir := range list {
+		list[i] = kernel(tb, "OVERMOUNT_TEST_KERNELS", dir)
+	}
+	return list
+}
+
+func kernel(tb testing.TB, variable, dir string) string {
+	tb.Helper()
 	if _, err := os.Stat(filepath.Join(dir, "modules.order")); err == nil {
 		return dir
 	}
 	found, err := filepath.Glob(filepath.Join(dir, "lib/modules/*/modules.order"))
 	if err != nil || len(found) != 1 {
-		tb.Fatalf("OVERMOUNT_TEST_KERNEL: %s holds the modules of %d kernels, want one", dir, len(found))
+		tb.Fatalf("%s: %s holds the modules of %d kernels, want one", variable, dir, len(found))
 	}
 	return filepath.Dir(found[0])
+}
+
+// Kmod returns the command line that begins a run of a tool of kmod (depmod,
+// modprobe, modinfo) of that major version, 30 or 34. It comes from
+// OVERMOUNT_TEST_KMOD30 or OVERMOUNT_TEST_KMOD34, programs that "scripts/kmod-of"
+// makes.
+func Kmod(tb testing.TB, version int, tool string) []string {
+	tb.Helper()
+	variable := fmt.Sprintf("OVERMOUNT_TEST_KMOD%d", version)
+	program := os.Getenv(variable)
+	if program == "" {
+		Need(tb, fmt.Sprintf("%s does not name a program that runs kmod %d; scripts/kmod-of makes one", variable, version))
+	}
+	return []string{program, tool}
 }
