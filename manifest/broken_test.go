@@ -26,10 +26,12 @@ func small(tb testing.TB) string {
 	first.Attr.Nlink = 2
 	second := first
 	second.Path, second.LinkTo = "z2", "z"
+	mod := file("a/f", 6e5)
+	mod.Module = &Module{Name: "f", Aliases: []string{"pci:*", "usb:*"}}
 	create(tb, path, block.Zstd, map[string]string{"k": "v"}, someRoutes, []Entry{
 		dir("."),            // 1
 		dir("a"),            // 2
-		file("a/f", 6e5),    // 3: block rows 1 and 2
+		mod,                 // 3: block rows 1 and 2
 		symlink("a/l", "t"), // 4
 		dir("b"),            // 5
 		dir("b/c"),          // 6
@@ -37,7 +39,7 @@ func small(tb testing.TB) string {
 		file("y", 0),        // 8
 		first,               // 9: block row 4
 		second,              // 10: block row 5
-	})
+	}, []byte("an object"))
 	return path
 }
 
@@ -117,7 +119,14 @@ var brokenTrees = []broken{
 	{"xattr of nothing", `INSERT INTO xattr VALUES (99, 'user.a', 'x')`, "xattr", 99, "does not exist"},
 	{"xattr without a name", `INSERT INTO xattr VALUES (3, '', 'x')`, "xattr", 3, "is impossible"},
 	{"xattr too long", `INSERT INTO xattr VALUES (3, 'user.a', zeroblob(65537))`, "xattr", 3, "over the limit"},
-	{"longer than any row may be", `INSERT INTO tag VALUES ('long', zeroblob(500000))`, "", 0, "too big"},
+	{"longer than any row may be", `INSERT INTO tag VALUES ('long', zeroblob(700000))`, "", 0, "too big"},
+	{"object that is another", `UPDATE inline SET object = 'another object'`, "inline", 1, "not what its id says"},
+	{"object with half an id", `UPDATE inline SET id = substr(id, 1, 16)`, "inline", 1, "not what its id says"},
+	{"object without an id", `CREATE TABLE i (id, object); INSERT INTO i SELECT NULL, object FROM inline; DROP TABLE inline; ALTER TABLE i RENAME TO inline`, "inline", 1, "not what its id says"},
+	{"object too long", `UPDATE inline SET object = zeroblob(611718)`, "inline", 1, "over the limit"},
+	{"module of no file", `UPDATE module SET ino = 11`, "module", 11, "no regular file"},
+	{"module of a directory", `UPDATE module SET ino = 2`, "module", 2, "no regular file"},
+	{"module without a name", `UPDATE module SET name = ''`, "module", 3, "no name"},
 }
 
 var brokenSchemas = []broken{
@@ -300,7 +309,7 @@ func TestTolerated(t *testing.T) {
 		{"rows far apart", `UPDATE inode SET ino = ino * 1000000007, parent = parent * 1000000007 WHERE ino > 1;
 			UPDATE inode SET parent = 1 WHERE parent = 1000000007;
 			UPDATE block SET ino = ino * 1000000007; UPDATE extra SET ino = ino * 1000000007;
-			UPDATE hardlink SET ino = ino * 1000000007, first = first * 1000000007`, nil},
+			UPDATE hardlink SET ino = ino * 1000000007, first = first * 1000000007; UPDATE module SET ino = ino * 1000000007`, nil},
 		{"children before their directory", `UPDATE inode SET ino = 50 WHERE ino = 2; UPDATE inode SET parent = 50 WHERE parent = 2`, func(t *testing.T, m *Manifest) {
 			if ino, err := m.Find("a/f"); err != nil || ino != 2 {
 				t.Errorf("Find(a/f) = %d, %v, want 2", ino, err)

@@ -27,6 +27,8 @@ type Entry struct {
 	Target string // of a symlink
 	Blocks []block.Ref
 	Xattrs []Xattr
+	// Module, if not nil, is what the file says as a kernel module.
+	Module *Module
 	// LinkTo is the path of an earlier entry that is the same file. Attr and
 	// Blocks repeat those of that entry.
 	LinkTo string
@@ -35,12 +37,13 @@ type Entry struct {
 // A Writer builds a manifest. One of Commit and Abort ends it. Its methods must
 // not be called at the same time.
 type Writer struct {
-	file  *atomicfile.File
-	db    *sqlite3.Conn
-	stmts map[string]*sqlite3.Stmt
-	inos  map[string]int64 // of directories
-	links map[string]first // files that have several names
-	last  string
+	file   *atomicfile.File
+	db     *sqlite3.Conn
+	stmts  map[string]*sqlite3.Stmt
+	inos   map[string]int64 // of directories
+	links  map[string]first // files that have several names
+	inline map[block.ID]bool
+	last   string
 }
 
 // first is the first name of a file with several.
@@ -56,7 +59,7 @@ func Create(ctx context.Context, path string, codec block.Codec, tags map[string
 	if err != nil {
 		return nil, fmt.Errorf("create manifest %s: %w", path, err)
 	}
-	w := &Writer{file: f, stmts: map[string]*sqlite3.Stmt{}, inos: map[string]int64{}, links: map[string]first{}}
+	w := &Writer{file: f, stmts: map[string]*sqlite3.Stmt{}, inos: map[string]int64{}, links: map[string]first{}, inline: map[block.ID]bool{}}
 	if err := w.begin(ctx, codec, tags, routes); err != nil {
 		w.Abort()
 		return nil, fmt.Errorf("create manifest %s: %w", path, err)
@@ -176,10 +179,27 @@ func (w *Writer) addContent(ino int64, e Entry) error {
 			return err
 		}
 	}
+	if e.Module != nil {
+		if err := w.addModule(ino, e.Module); err != nil {
+			return err
+		}
+	}
 	if e.LinkTo == "" {
 		return nil
 	}
 	return w.insert(`INSERT INTO hardlink (ino, first) VALUES (?, ?)`, ino, w.links[e.LinkTo].ino)
+}
+
+func (w *Writer) addModule(ino int64, m *Module) error {
+	texts, err := m.texts()
+	if err != nil {
+		return err
+	}
+	values := []any{ino}
+	for _, t := range texts {
+		values = append(values, t)
+	}
+	return w.insert(`INSERT INTO module (ino, `+moduleColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`, values...)
 }
 
 // checkLink refuses a link that is not the same file as its first name.
@@ -266,6 +286,9 @@ func (e Entry) check() error {
 		return fmt.Errorf("only a symlink has a target")
 	case a.IsDir() && strings.Count(e.Path, "/") >= MaxDepth:
 		return fmt.Errorf("it lies more than %d directories deep", MaxDepth)
+	}
+	if e.Module != nil && !a.IsRegular() {
+		return fmt.Errorf("only a regular file is a kernel module")
 	}
 	for _, x := range e.Xattrs {
 		if err := x.check(); err != nil {

@@ -7,13 +7,16 @@ import (
 	"strings"
 
 	"github.com/ncruces/go-sqlite3"
+
+	"overmount/block"
 )
 
-// maxCell is the longest value that a manifest can hold, in bytes: an xattr's.
+// maxCell is the longest value of an extended attribute, in bytes.
 const maxCell = 64 << 10
 
-// maxRow is the longest row, and so the longest value, that is read or written.
-const maxRow = 2 * maxCell
+// maxRow is the longest row, and so the longest value, that is read or written:
+// the longest is an object.
+const maxRow = block.MaxObject + 4<<10
 
 // openDB opens a database file. The schema in it is not trusted: no function
 // with side effects runs from it, and nothing over maxRow is built.

@@ -40,7 +40,7 @@ func load(db *sqlite3.Conn) (*Manifest, error) {
 	for _, step := range []func() error{
 		l.fileSize, l.tables, l.loadTags, l.loadRoutes,
 		l.loadInodes, l.linkParents, l.linkChildren, l.checkReach,
-		l.loadTargets, l.loadBlocks, l.loadHardlinks, l.loadXattrs,
+		l.loadTargets, l.loadBlocks, l.loadHardlinks, l.loadXattrs, l.loadInline, l.loadModules,
 	} {
 		if err := step(); err != nil {
 			return nil, err
@@ -48,6 +48,7 @@ func load(db *sqlite3.Conn) (*Manifest, error) {
 	}
 	m := l.m
 	m.nodes, m.names, m.children, m.refs = clip(m.nodes), clip(m.names), clip(m.children), clip(m.refs)
+	m.modules, m.moduleText = clip(m.modules), clip(m.moduleText)
 	return m, nil
 }
 
@@ -101,7 +102,7 @@ func (l *loader) tables() error {
 	if err != nil {
 		return err
 	}
-	for _, t := range []string{"inode", "extra", "block", "tag", "route", "hardlink", "xattr"} {
+	for _, t := range []string{"inode", "extra", "block", "tag", "route", "hardlink", "xattr", "inline", "module"} {
 		if l.known[t], err = l.isPlain(t, stored); err != nil {
 			return err
 		}

@@ -109,6 +109,10 @@ type Manifest struct {
 	firstName map[Ino]Ino    // later names of a hard-linked node to the first one
 	nlink     map[Ino]uint32 // where it is not the usual one
 	xattrs    map[Ino][]Xattr
+	inline    map[block.ID][]byte
+
+	modules    []moduleRow // sorted by ino
+	moduleText []byte
 }
 
 // node is one row of the table. first and count are, for a directory, its part

@@ -133,7 +133,7 @@ func allKinds() []Entry {
 	}
 }
 
-func create(tb testing.TB, path string, codec block.Codec, tags map[string]string, routes []Route, entries []Entry) {
+func create(tb testing.TB, path string, codec block.Codec, tags map[string]string, routes []Route, entries []Entry, objects ...[]byte) {
 	tb.Helper()
 	w, err := Create(tb.Context(), path, codec, tags, routes)
 	if err != nil {
@@ -142,6 +142,11 @@ func create(tb testing.TB, path string, codec block.Codec, tags map[string]strin
 	defer w.Abort()
 	for _, e := range entries {
 		if err := w.Add(e); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	for _, o := range objects {
+		if err := w.AddObject(o); err != nil {
 			tb.Fatal(err)
 		}
 	}

@@ -26,6 +26,12 @@ CREATE TABLE route (start INTEGER, end INTEGER, url VARCHAR(2048));
 // hardlink: row ino is one more name of row first. Both have all columns and
 // block rows, so a reader that does not know the table sees two equal files.
 //
+// inline: objects that the manifest carries itself, of files that are small and
+// needed early. The stores have them too.
+//
+// module: what the kernel modules among the files say of themselves. Lists have
+// one value a line.
+//
 // stores: the routes under the names that people look for, to be read and
 // written with any SQLite shell.
 const additions = `
@@ -36,6 +42,18 @@ CREATE TABLE xattr (
     value BLOB NOT NULL,
     PRIMARY KEY (ino, name)
 ) WITHOUT ROWID;
+CREATE TABLE inline (id BLOB NOT NULL, object BLOB NOT NULL);
+CREATE TABLE module (
+    ino INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    vermagic TEXT NOT NULL,
+    signer TEXT NOT NULL,
+    aliases TEXT NOT NULL,
+    depends TEXT NOT NULL,
+    softdeps TEXT NOT NULL,
+    weakdeps TEXT NOT NULL,
+    firmware TEXT NOT NULL
+);
 CREATE VIEW stores (id, uri) AS SELECT rowid, url FROM route;
 CREATE TRIGGER stores_update INSTEAD OF UPDATE ON stores BEGIN
     UPDATE route SET rowid = NEW.id, url = NEW.uri WHERE rowid = OLD.id;

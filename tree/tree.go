@@ -2,8 +2,8 @@
 //
 // A [Tree] answers what a file system is asked, without a kernel: attributes,
 // names and symlinks come from the [manifest.Manifest] and never wait; content
-// is read with [Tree.ReadAt], which fetches the blocks that it needs, opens them
-// and checks them. [Tree.FS] is the same as an [fs.FS].
+// is read with [Tree.ReadAt], which takes the blocks that it needs from the
+// manifest itself or fetches them, opens them and checks them. [Tree.FS] is the same as an [fs.FS].
 //
 //	t := tree.New(m, src, nil)
 //	ino, err := m.Find("kernel/fs/xfs/xfs.ko")
@@ -208,9 +208,12 @@ func (t *Tree) fetch(ctx context.Context, ref block.Ref) ([]byte, error) {
 }
 
 func (t *Tree) fetchOnce(ctx context.Context, ref block.Ref) ([]byte, error) {
-	object, err := t.src.Get(ctx, ref.ID)
-	if err != nil {
-		return nil, err
+	object, ok := t.m.Object(ref.ID)
+	if !ok {
+		var err error
+		if object, err = t.src.Get(ctx, ref.ID); err != nil {
+			return nil, err
+		}
 	}
 	plain, err := block.Open(nil, t.m.Codec(), ref.Key, object)
 	if err != nil {

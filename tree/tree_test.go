@@ -65,6 +65,26 @@ func TestReadAt(t *testing.T) {
 	}
 }
 
+func TestInlineNeedsNoStore(t *testing.T) {
+	m, mem := treetest.Build(t, block.Zstd, treetest.File{Path: "in", Data: big, Inline: true}, treetest.File{Path: "out", Data: []byte("out")})
+	if got := mem.Len(); got != 1 {
+		t.Fatalf("the store holds %d objects, want that of out alone", got)
+	}
+	src := storetest.NewFaulty(mem)
+	src.Always(storetest.NotFound())
+	tr := tree.New(m, src, nil)
+	got := make([]byte, len(big))
+	if n, err := tr.ReadAt(t.Context(), find(t, tr, "in"), got, 0); err != nil || !bytes.Equal(got, big) {
+		t.Errorf("ReadAt(in) = %d, %v, want %d bytes", n, err, len(big))
+	}
+	if got := src.Total(); got != 0 {
+		t.Errorf("the store was asked %d times, want 0", got)
+	}
+	if _, err := tr.ReadAt(t.Context(), find(t, tr, "out"), got[:3], 0); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("ReadAt(out) = %v, want store.ErrNotFound", err)
+	}
+}
+
 func TestReadAtRefuses(t *testing.T) {
 	tr, ino, src := one(t, nil)
 	for _, c := range []struct {

@@ -35,13 +35,14 @@ type File struct {
 	Target string // of a symlink
 	LinkTo string // another file's path, which sorts before this one; the rest is that file's
 	Xattrs []manifest.Xattr
+	Inline bool // the manifest carries the content, and the store has it not
 }
 
 // Build packs the files, with directories of mode 0755 where they lack. It
 // returns the manifest and the objects.
 func Build(tb testing.TB, codec block.Codec, files ...File) (*manifest.Manifest, *store.Mem) {
 	tb.Helper()
-	mem := &store.Mem{}
+	mem, inline := &store.Mem{}, &store.Mem{}
 	name := filepath.Join(tb.TempDir(), "tree.fl")
 	w, err := manifest.Create(tb.Context(), name, codec, nil, nil)
 	if err != nil {
@@ -50,7 +51,14 @@ func Build(tb testing.TB, codec block.Codec, files ...File) (*manifest.Manifest,
 	defer w.Abort()
 	entries := map[string]manifest.Entry{}
 	for _, f := range complete(files) {
-		e := entry(tb, mem, codec, f)
+		to := mem
+		if f.Inline {
+			to = inline
+		}
+		e := entry(tb, to, codec, f)
+		if f.Inline {
+			carry(tb, w, inline, e.Blocks)
+		}
 		if f.LinkTo != "" {
 			e = entries[f.LinkTo]
 			e.Path, e.LinkTo = f.Path, f.LinkTo
@@ -68,6 +76,20 @@ func Build(tb testing.TB, codec block.Codec, files ...File) (*manifest.Manifest,
 		tb.Fatal(err)
 	}
 	return m, mem
+}
+
+// carry makes a manifest carry objects itself.
+func carry(tb testing.TB, w *manifest.Writer, from *store.Mem, blocks []block.Ref) {
+	tb.Helper()
+	for _, b := range blocks {
+		object, err := from.Get(tb.Context(), b.ID)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if err := w.AddObject(object); err != nil {
+			tb.Fatal(err)
+		}
+	}
 }
 
 // complete adds directories and sorts as the manifest wants it.
