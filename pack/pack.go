@@ -59,6 +59,15 @@ type Options struct {
 	// later ones become it. It is what SOURCE_DATE_EPOCH asks for.
 	Newest time.Time
 
+	// Inline, if set, says of which regular files the manifest carries the
+	// content itself, beside the store. It is for small files that are needed
+	// where no store can be reached.
+	Inline func(name string) bool
+
+	// Modules are the kernel modules among the files, by path, to be noted in
+	// the manifest.
+	Modules map[string]*manifest.Module
+
 	// Puts is how many objects are on their way to the store at a time; 0
 	// means 16.
 	Puts int
@@ -409,12 +418,48 @@ func (p *packer) writeManifest(ctx context.Context, path string) (*manifest.Writ
 			content = e.first
 		}
 		e.Blocks = refs(content.blocks)
+		e.Module = p.opts.Modules[e.Path]
 		if err := w.Add(e.Entry); err != nil {
 			w.Abort()
 			return nil, err
 		}
+		if p.opts.Inline == nil || !e.Attr.IsRegular() || !p.opts.Inline(e.Path) {
+			continue
+		}
+		if err := p.carry(w, e); err != nil {
+			w.Abort()
+			return nil, fmt.Errorf("read %s: %w", e.Path, pathless(err))
+		}
 	}
 	return w, nil
+}
+
+// carry puts the objects of a file into the manifest. It seals the blocks again,
+// since they may have been sealed as another file's; the result is the same.
+func (p *packer) carry(w *manifest.Writer, e *entry) error {
+	f, err := p.src.Open(e.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	buf := make([]byte, block.Size)
+	for i, ref := range e.Blocks {
+		plain := buf[:min(block.Size, e.Attr.Size-int64(i)*block.Size)]
+		if _, err := io.ReadFull(f, plain); err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			return err
+		}
+		id, object, err := block.Seal(nil, p.opts.Codec, block.KeyOf(plain), plain)
+		if err != nil {
+			return err
+		}
+		if id != ref.ID {
+			return errChanged
+		}
+		if err := w.AddObject(object); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func refs(blocks []sealed) []block.Ref {
