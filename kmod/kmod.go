@@ -16,6 +16,7 @@
 package kmod
 
 import (
+	"encoding/binary"
 	"fmt"
 	"path"
 	"strings"
@@ -93,4 +94,14 @@ func Normalize(alias string) (string, bool) {
 		}
 	}
 	return string(b), true
+}
+
+// LayoutOf returns the layout that a binary index is in. An empty index, which
+// looks alike in both, is in Kmod34.
+func LayoutOf(index []byte) Layout {
+	const rootAt, offset, behindHeader = 8, 1<<28 - 1, 12
+	if len(index) >= behindHeader && binary.BigEndian.Uint32(index[rootAt:])&offset != behindHeader {
+		return Kmod30
+	}
+	return Kmod34
 }
