@@ -104,6 +104,10 @@ func Run(ctx context.Context, src fs.FS, dst store.Writer, path string, opts *Op
 	if err := writable(path); err != nil {
 		return Summary{}, fmt.Errorf("create manifest %s: %w", path, pathless(err))
 	}
+	src, err := Excluding(src, opts.Exclude)
+	if err != nil {
+		return Summary{}, err
+	}
 	p := &packer{src: src, dst: dst, opts: opts, known: map[block.Key]*sealed{}}
 	if err := p.walk(ctx); err != nil {
 		return p.summary(), err

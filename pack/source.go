@@ -8,13 +8,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 
-	"github.com/bmatcuk/doublestar/v4"
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
@@ -43,6 +41,7 @@ type dirFS struct {
 var (
 	_ fs.ReadLinkFS = dirFS{}
 	_ XattrFS       = dirFS{}
+	_ Follower      = dirFS{}
 )
 
 // Open opens a file for reading. It neither follows a symlink nor waits for a
@@ -62,6 +61,24 @@ func (d dirFS) Open(name string) (fs.File, error) {
 // is not UTF-8, so that packing can refuse it.
 func (d dirFS) ReadDir(name string) ([]fs.DirEntry, error) {
 	return os.ReadDir(filepath.Join(d.root, name))
+}
+
+// Follow returns the same tree with symlinks followed, also those that lead out of
+// it.
+func (d dirFS) Follow() fs.FS { return os.DirFS(d.root) }
+
+// A Follower is a tree whose Open does not follow symlinks, and which can be
+// looked at with symlinks followed, as other programs do.
+type Follower interface {
+	Follow() fs.FS
+}
+
+// followed returns a tree with symlinks followed.
+func followed(src fs.FS) fs.FS {
+	if f, ok := src.(Follower); ok {
+		return f.Follow()
+	}
+	return src
 }
 
 func (d dirFS) Xattrs(name string) ([]manifest.Xattr, error) {
@@ -104,9 +121,6 @@ func readXattr(call func([]byte) (int, error)) ([]byte, error) {
 
 // walk lists the tree, in the order in which manifests want it.
 func (p *packer) walk(ctx context.Context) error {
-	if err := checkPatterns(p.opts.Exclude); err != nil {
-		return err
-	}
 	links := map[inode]*entry{}
 	return fs.WalkDir(p.src, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -114,12 +128,6 @@ func (p *packer) walk(ctx context.Context) error {
 		}
 		if err := ctx.Err(); err != nil {
 			return err
-		}
-		if p.excluded(name) {
-			if d.IsDir() {
-				return fs.SkipDir
-			}
-			return nil
 		}
 		if name != "." {
 			if err := manifest.CheckName(d.Name()); err != nil {
@@ -144,29 +152,6 @@ func (p *packer) count(e *entry) {
 	p.files++
 	p.bytes += e.Attr.Size
 	p.blocks += int64(len(e.blocks))
-}
-
-func checkPatterns(patterns []string) error {
-	for _, pattern := range patterns {
-		if !doublestar.ValidatePattern(pattern) {
-			return fmt.Errorf("exclude pattern %q is malformed", pattern)
-		}
-	}
-	return nil
-}
-
-func (p *packer) excluded(name string) bool {
-	for _, pattern := range p.opts.Exclude {
-		subject := name
-		if !strings.Contains(pattern, "/") {
-			subject = path.Base(name)
-		}
-		// A leading slash means the root of the tree, where paths begin anyway.
-		if doublestar.MatchUnvalidated(strings.TrimPrefix(pattern, "/"), subject) && name != "." {
-			return true
-		}
-	}
-	return false
 }
 
 // inode tells apart the inodes of a source.

@@ -31,7 +31,7 @@ const exitCodes = `Exit codes:
   1    failed
   2    wrong use
   3    partly done, as the message says
-  4    findings (diff)
+  4    findings (diff, verify)
   130  interrupted
 `
 
@@ -126,7 +126,7 @@ The format is that of threefoldtech/rfs.
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
-		a.flistCommand(), a.configCommand(), a.versionCommand())
+		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.verifyCommand(), a.versionCommand())
 	return root
 }
 

@@ -114,6 +114,50 @@ func TestKernel(t *testing.T) {
 	}
 }
 
+// TestModulesWithoutStore mounts a real kernel's modules without any store that
+// answers. modprobe and depmod -A must not notice.
+func TestModulesWithoutStore(t *testing.T) {
+	testenv.FUSE(t)
+	testenv.Tool(t, "modprobe")
+	src := kernelTree(t)
+	kver := filepath.Base(src)
+	for _, how := range []string{"as they are", "with depmod"} {
+		t.Run(how, func(t *testing.T) {
+			work := t.TempDir()
+			meta, objects := filepath.Join(work, "x.fl"), filepath.Join(work, "objects")
+			args := []string{"pack", "-m", meta, "-s", "dir://" + objects, "--kind", "modules", src}
+			if how == "with depmod" {
+				args = append(args, "--depmod", "--layout", "kmod30")
+			}
+			mustRun(t, "overmount", args...)
+			if err := os.Rename(objects, objects+".away"); err != nil {
+				t.Fatal(err)
+			}
+			mountAt(t, filepath.Join(work, "lib/modules", kver), "-m", meta)
+			if r := run(t, "depmod", "-A", "-b", work, kver); r.code != 0 || r.stdout+r.stderr != "" {
+				t.Errorf("depmod -A: exit code %d, %q; want it to find nothing to do", r.code, r.stdout+r.stderr)
+			}
+			root := filepath.Dir(filepath.Dir(filepath.Dir(src)))
+			for _, name := range []string{
+				"iwlwifi", "snd-sof-pci-intel-skl", "xfs", "symbol:crc32c", "ext4", "char-major-10-200",
+				"pci:v00008086d000010D3sv00008086sd0000A01Fbc02sc00i00", "usb:v0BDAp8153d3000dc00dsc00dp00icFFisc00ip00in00", "no-such-module",
+			} {
+				want, got := resolveWith(t, root, kver, name), resolveWith(t, work, kver, name)
+				if want != got || want == "" {
+					t.Errorf("modprobe -D %s on the mount = %q, want %q", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+// resolveWith returns what modprobe says of a name in the modules of a root.
+func resolveWith(t *testing.T, root, kver, name string) string {
+	t.Helper()
+	r := run(t, "modprobe", "-D", "-C", t.TempDir(), "-d", root, "-S", kver, name)
+	return strings.ReplaceAll(fmt.Sprint(r.code, " ", r.stdout, r.stderr), root, "ROOT")
+}
+
 // depmodFetchesNothing runs a depmod that finds the indexes of the mount up to
 // date from times alone.
 func depmodFetchesNothing(t *testing.T, base, kver string, server *objectServer) {

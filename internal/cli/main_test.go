@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -21,6 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/internal/testenv"
+	"overmount/kmod"
+	"overmount/kmod/kmodtest"
 )
 
 // TestMain makes the test binary the program when it is called overmount, which
@@ -68,6 +71,17 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 		ts.Defer(s.Close)
 		ts.Setenv(args[0], s.URL)
 	},
+	// kmods DIR turns each text below DIR whose name is that of a kernel module
+	// into the module that it describes; see kmodtest.Parse. All files there get
+	// the same time.
+	"kmods": func(ts *testscript.TestScript, _ bool, args []string) {
+		ts.Check(filepath.WalkDir(ts.MkAbs(args[0]), func(name string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				err = makeModule(name)
+			}
+			return err
+		}))
+	},
 	// mounted DIR checks what is mounted there: a flist, or nothing.
 	"mounted": func(ts *testscript.TestScript, neg bool, args []string) {
 		dir := ts.MkAbs(args[0])
@@ -103,6 +117,25 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 			ts.Check(awaitEnd(pid))
 		}
 	},
+}
+
+// makeModule writes the module that the text in a file describes in its place.
+func makeModule(name string) error {
+	if kmod.Suffix(name) != "" {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		m, err := kmodtest.Parse(string(text))
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if err := os.WriteFile(name, m.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
+	at := time.Unix(1700000000, 0)
+	return os.Chtimes(name, at, at)
 }
 
 const limit = time.Minute

@@ -1,16 +1,22 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"overmount/block"
+	"overmount/depmod"
+	"overmount/kmod"
 	"overmount/manifest"
 	"overmount/pack"
 )
@@ -22,6 +28,14 @@ type packFlags struct {
 	kind, kver   string
 	codec        string
 	exclude      []string
+	depmod       packDepmod
+}
+
+// packDepmod say how pack makes the index files of modules.
+type packDepmod struct {
+	run    bool
+	layout string
+	config []string
 }
 
 func (a *app) packCommand() *cobra.Command {
@@ -40,8 +54,16 @@ replicas of each other. URL is dir:///absolute/path.
 The same tree gives the same manifest. If SOURCE_DATE_EPOCH is set, it is noted
 as the time of creation, and files that are newer get it as their time.
 
+With --kind modules, SOURCE is a directory lib/modules/KVER. Its index files
+(modules.dep and so on) must be those that depmod would write for the modules
+beside them, and as new as these; otherwise pack says what is wrong, and
+--depmod makes them on the way and leaves SOURCE as it is. The manifest carries
+the index files itself, so that modprobe needs no store to know what to load,
+and notes what the modules say of themselves.
+
 ` + exitCodes,
 		Example: `  overmount pack -m modules.fl -s dir:///srv/objects --kind modules /lib/modules/6.1.0-56-amd64
+  overmount pack -m modules.fl -s dir:///srv/objects --kind modules --depmod unpacked/lib/modules/6.1.0-56-amd64
   overmount pack -m tree.fl -s 00-7f=dir:///a -s 80-ff=dir:///b --exclude '*.o' /some/tree`,
 		Args: args(1, 1, "SOURCE, the directory to pack"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.pack(cmd, &f, args[0]) },
@@ -50,8 +72,11 @@ as the time of creation, and files that are newer get it as their time.
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.stores, "store", "s", nil, "`STORE` for the objects, can be repeated (required)")
 	flags.BoolVar(&f.keepPassword, "no-strip-password", false, "write the passwords of store URLs into the manifest, for everyone who reads it")
-	flags.StringVar(&f.kind, "kind", "tree", "what the tree is: modules, firmware or tree; noted in the manifest")
-	flags.StringVar(&f.kver, "kver", "", "kernel `version` of the modules; noted in the manifest (default with --kind modules: the last part of SOURCE)")
+	flags.StringVar(&f.kind, "kind", "tree", "what the tree is: modules, firmware or tree")
+	flags.StringVar(&f.kver, "kver", "", "kernel `version` that modules must be for (default: the last part of SOURCE, or what the modules say)")
+	flags.BoolVar(&f.depmod.run, "depmod", false, "with --kind modules: make the index files, as depmod does")
+	flags.StringVar(&f.depmod.layout, "layout", "", "with --depmod: layout of the binary indexes, kmod34 (default) or kmod30")
+	flags.StringArrayVar(&f.depmod.config, "depmod-config", nil, "configuration of depmod, `FILE` or directory, can be repeated (default: depmod.d beside the SOURCE, not this host's)")
 	flags.StringVar(&f.codec, "codec", "zstd", "compression: zstd, or snappy, which rfs can read")
 	flags.StringArrayVar(&f.exclude, "exclude", nil, "leave out what `GLOB` matches, by name or, with a slash in it, by path; can be repeated")
 	a.jsonFlag(cmd)
@@ -59,7 +84,7 @@ as the time of creation, and files that are newer get it as their time.
 }
 
 func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
-	opts, err := a.packOptions(cmd, f, source)
+	opts, err := a.packOptions(cmd, f)
 	if err != nil {
 		return err
 	}
@@ -77,9 +102,13 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 		return fmt.Errorf("pack %s: it is not a directory", source)
 	}
 	start := time.Now()
+	tree, err := a.packSource(cmd, f, source, opts)
+	if err != nil {
+		return err
+	}
 	bar := a.progress("packing")
 	opts.Progress = bar.update
-	sum, err := pack.Run(cmd.Context(), pack.Dir(source), writers, f.meta, opts)
+	sum, err := pack.Run(cmd.Context(), tree, writers, f.meta, opts)
 	bar.finish()
 	if err != nil {
 		return err
@@ -87,7 +116,7 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 	return a.packed(f.meta, sum, time.Since(start))
 }
 
-func (a *app) packOptions(cmd *cobra.Command, f *packFlags, source string) (*pack.Options, error) {
+func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, error) {
 	if err := needMeta(cmd, f.meta); err != nil {
 		return nil, err
 	}
@@ -107,16 +136,15 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags, source string) (*pac
 	tags := map[string]string{manifest.TagKind: f.kind, manifest.TagGenerator: "overmount " + a.version()}
 	switch f.kind {
 	case "modules":
-		if f.kver == "" {
-			abs, err := filepath.Abs(source)
-			if err != nil {
-				return nil, err
-			}
-			f.kver = filepath.Base(abs)
-		}
 	case "firmware", "tree":
+		if f.depmod.run || f.depmod.layout != "" || f.depmod.config != nil {
+			return nil, usagef(cmd, "--depmod, --layout and --depmod-config are for --kind modules")
+		}
 	default:
 		return nil, usagef(cmd, "--kind %q: want modules, firmware or tree", f.kind)
+	}
+	if f.depmod.layout != "" && !f.depmod.run {
+		return nil, usagef(cmd, "--layout is for --depmod")
 	}
 	if f.kver != "" {
 		tags[manifest.TagKver] = f.kver
@@ -131,6 +159,57 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags, source string) (*pac
 		tags[manifest.TagCreated] = opts.Newest.Format(time.RFC3339)
 	}
 	return opts, nil
+}
+
+// packSource returns the tree to pack, and completes the options where its kind
+// asks for more.
+func (a *app) packSource(cmd *cobra.Command, f *packFlags, source string, opts *pack.Options) (fs.FS, error) {
+	if f.kind != "modules" {
+		return pack.Dir(source), nil
+	}
+	layout, err := kmod.ParseLayout(f.depmod.layout)
+	if err != nil {
+		return nil, usagef(cmd, "--layout: %w", err)
+	}
+	dir, err := filepath.Abs(source)
+	if err != nil {
+		return nil, err
+	}
+	config, err := depmodConfig(dir, f.depmod.config)
+	if err != nil {
+		return nil, err
+	}
+	// What is left out must not be in the indexes.
+	src, err := pack.Excluding(pack.Dir(dir), opts.Exclude)
+	if err != nil {
+		return nil, err
+	}
+	t, err := pack.PrepareModules(cmd.Context(), src, pack.ModulesOptions{
+		Kver: f.kver, Name: filepath.Base(dir), Depmod: f.depmod.run, Layout: layout, Config: config, Newest: opts.Newest,
+	})
+	if wrong, ok := errors.AsType[*pack.MetadataError](err); ok {
+		return nil, fmt.Errorf("pack %s: %w\nRun depmod on it, or let --depmod make them on the way", source, wrong)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pack %s: %w", source, err)
+	}
+	for _, w := range t.Warnings {
+		fmt.Fprintf(a.Stderr, "overmount: warning: %s\n", w)
+	}
+	opts.Tags[manifest.TagKver] = t.Kver
+	opts.Inline, opts.Modules = pack.IsModuleIndex, t.Modules
+	return t.FS, nil
+}
+
+// depmodConfig reads the configuration of depmod for a directory lib/modules/KVER:
+// what was given, or what lies in the same root.
+func depmodConfig(dir string, given []string) (*depmod.Config, error) {
+	base := filepath.Dir(filepath.Dir(filepath.Dir(dir)))
+	if len(given) == 0 && filepath.Join(base, "lib/modules", filepath.Base(dir)) != dir {
+		return &depmod.Config{}, nil
+	}
+	base = strings.TrimSuffix(base, "/usr")
+	return depmod.ReadConfig(cmp.Or(base, "/"), given...)
 }
 
 // packed tells what was packed.
