@@ -46,6 +46,7 @@ func (d *demo) show(ctx context.Context) error {
 		{"depmod -A", "Are the indexes up to date?", d.depmod},
 		{"modprobe", "What would be loaded, and from where?", d.modprobe},
 		{"modinfo", "What do the modules say of themselves?", d.modinfo},
+		{"closure", "What do these modules need in all?", d.closure},
 		{"cmp", "Are the files those that were packed?", d.compare},
 		{"", "Unmount", d.unmount},
 	}
@@ -65,7 +66,7 @@ func (d *demo) show(ctx context.Context) error {
 
 func (d *demo) pack(ctx context.Context) error {
 	d.say("%s holds %d files of %s.", d.tree.dir, d.tree.files, mib(d.tree.bytes))
-	_, err := d.run(ctx, 20, "overmount", "pack", "--kind", "modules", "-m", "modules.fl", "-s", "dir://"+filepath.Join(d.dir, "store"), d.tree.dir)
+	_, err := d.run(ctx, 20, "overmount", "pack", "--kind", "modules", "--depmod", "-m", "modules.fl", "-s", "dir://"+filepath.Join(d.dir, "store"), d.tree.dir)
 	return err
 }
 
@@ -133,6 +134,24 @@ func (d *demo) modprobe(ctx context.Context) error {
 	return nil
 }
 
+// closure asks the manifest alone: no store, no mount.
+func (d *demo) closure(ctx context.Context) error {
+	args := []string{"overmount", "modules", "closure", "-m", "modules.fl"}
+	for _, m := range d.tree.modules {
+		args = append(args, m.name)
+	}
+	printed, err := d.run(ctx, 20, args[0], args[1:]...)
+	if err != nil {
+		return err
+	}
+	for _, m := range d.tree.modules {
+		if !strings.Contains(printed, m.path) {
+			return fmt.Errorf("the closure lacks %s", m.path)
+		}
+	}
+	return nil
+}
+
 func (d *demo) modinfo(ctx context.Context) error {
 	for _, m := range d.tree.modules {
 		printed, err := d.run(ctx, 4, "modinfo", "-b", "root", "-k", d.tree.kver, m.name)
@@ -147,7 +166,7 @@ func (d *demo) modinfo(ctx context.Context) error {
 }
 
 func (d *demo) compare(ctx context.Context) error {
-	paths := []string{"modules.dep", "modules.alias.bin"}
+	paths := []string{"modules.order", "modules.builtin"}
 	for _, m := range d.tree.modules {
 		paths = append(paths, m.path)
 	}
