@@ -13,6 +13,7 @@
 //	         internal/demo     what "make demo" runs
 //	floor 4  internal/cli      the command line, one file for each verb
 //	floor 3  pack              a file tree to objects and a manifest, and back
+//	         verify            what is wrong with a packed tree
 //	         fusefs            a tree as a FUSE mount
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
@@ -20,7 +21,10 @@
 //	         store/storetest   the tests of every store, and servers that fail
 //	floor 1  manifest          the .fl file: create, open, edit
 //	         store             interfaces, directory, memory, wrappers
+//	         depmod            the indexes of a tree of kernel modules
+//	         kmod/kmodtest     kernel modules made for tests
 //	floor 0  block             one block: seal, open, codecs
+//	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/flight      work that those who want it share
 //	         internal/testenv     what tests need of the machine
