@@ -3,12 +3,12 @@ package kmod
 // Match reports whether a pattern matches the whole of name: fnmatch(pattern,
 // name, 0) of C, in the "C" locale.
 //
-//   - any bytes, none too; also / and a leading dot
-//     ?        any byte
-//     [abc-f]  one of these; [!…] and [^…] none of these; ] is plain right behind
-//     the bracket, - at either end; [:alpha:] and the other classes of C
-//     \c       c, outside and inside of brackets
-//     [        a plain byte, if no ] follows
+//	?        any byte
+//	*        any bytes, none too; also / and a leading dot
+//	[abc-f]  one of these; [!...] and [^...] none of these; ] is plain if it is the
+//	         first, - at either end; [:alpha:] and the other classes of C
+//	\c       c, outside and inside of brackets
+//	[        a plain byte, if no ] follows
 //
 // A backslash at the end, and a class that C does not know, match nothing. Not
 // supported are collating symbols and equivalence classes, [.x.] and [=x=]:

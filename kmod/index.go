@@ -47,8 +47,9 @@ type Value struct {
 // An Index is an open binary index: a map from keys of ASCII to values. Use
 // [OpenIndex]. Concurrent use is safe.
 //
-// No content of a file makes its methods panic, or work longer than its length
-// warrants. Of a damaged index they return what can be read; Check tells.
+// No content of a file makes its methods panic or go in circles: none reads a
+// byte twice, unless Search is given a name with wildcards. Of a damaged index
+// they return what can be read; Check tells.
 type Index struct {
 	data string
 	root uint32
@@ -104,7 +105,9 @@ func (x *Index) Lookup(key string) (value string, ok bool) {
 // backslash there is a plain character, and finds a key twice if name itself has
 // such a character where the key does.
 func (x *Index) Search(name string) []Value {
-	s := search{walk: walk{x: x, left: len(x.data)}}
+	// Below a character that is a wildcard in name and key it looks twice.
+	looks := 1 + strings.Count(name, "*") + strings.Count(name, "?") + strings.Count(name, "[")
+	s := search{walk: walk{x: x, left: looks * len(x.data)}}
 	s.literal(name)
 	// Whatever is found later comes before its equals.
 	slices.Reverse(s.found)
@@ -118,7 +121,7 @@ func (x *Index) All() iter.Seq2[string, Value] {
 	return func(yield func(string, Value) bool) {
 		w := walk{x: x, left: len(x.data)}
 		if n, ok := w.node(x.root); ok {
-			w.all(n, []byte(n.prefix), yield)
+			w.all(n, text(n.prefix), yield)
 		}
 	}
 }
@@ -241,8 +244,12 @@ func number(s string) uint32 {
 	return uint32(s[0])<<24 | uint32(s[1])<<16 | uint32(s[2])<<8 | uint32(s[3])
 }
 
-// A walk reads nodes until it has read as many bytes as the file has: no walk
-// over a sound index reads a byte twice.
+// text returns s with room for what keys usually add to it: all children of a
+// node write in the same place.
+func text(s string) []byte { return append(make([]byte, 0, 256), s...) }
+
+// A walk reads nodes until it has read as many bytes as it may: those of the
+// file, as no walk over a sound index needs to read a byte twice.
 type walk struct {
 	x    *Index
 	left int
@@ -320,7 +327,7 @@ func (s *search) literal(name string) {
 		}
 		if wild := strings.IndexAny(n.prefix, "*?["); wild >= 0 {
 			if rest, ok := strings.CutPrefix(name, n.prefix[:wild]); ok {
-				s.patterns(n, []byte(n.prefix[wild:]), rest)
+				s.patterns(n, text(n.prefix[wild:]), rest)
 			}
 			return
 		}
@@ -329,7 +336,7 @@ func (s *search) literal(name string) {
 		}
 		for _, wild := range "*?[" {
 			if kid, ok := s.child(n, int(wild)); ok {
-				s.patterns(kid, append([]byte{byte(wild)}, kid.prefix...), name)
+				s.patterns(kid, append(text(string(wild)), kid.prefix...), name)
 			}
 		}
 		if name == "" {
@@ -429,5 +436,10 @@ func (c *checker) values(n node) (int, error) {
 }
 
 func isASCII(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return r >= ascii }) < 0
+	for i := range len(s) {
+		if s[i] >= ascii {
+			return false
+		}
+	}
+	return true
 }

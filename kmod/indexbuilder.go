@@ -12,19 +12,22 @@ import (
 // not safe for concurrent use.
 type IndexBuilder struct {
 	root  branch
-	seen  map[entry]struct{}
 	count uint32
 }
-
-type entry struct{ key, value string }
 
 // A branch is a node of the trie with all below it.
 type branch struct {
 	prefix string
-	chars  []byte // in ascending order
-	kids   []*branch
+	kids   []edge // in order of their characters
 	values []ranked
-	size   int // bytes of this and all below, once Bytes has measured
+	seen   map[string]bool // the values, once they are many
+	own    int             // bytes of the node in the file, once measured
+	size   int             // bytes of it and all below
+}
+
+type edge struct {
+	char byte
+	to   *branch
 }
 
 type ranked struct {
@@ -32,30 +35,25 @@ type ranked struct {
 	order uint32 // the how-manieth Insert
 }
 
-// Insert puts a value under a key; the same value again if it is there. It
+// Insert puts a value under a key; once more if the key has it already. It
 // reports whether the key had this value before, which is what depmod -w warns
 // of. Of values with equal priority, the one inserted later comes first.
 //
-// Insert fails, and leaves the index as it was, for a key of more than 4,095
-// bytes, one that is not ASCII, and a key or value with a NUL.
+// Insert fails, and leaves the index as it was, for a key that is over 4,095
+// bytes or not ASCII, and for a key or value with a NUL.
 func (b *IndexBuilder) Insert(key, value string, priority uint32) (existed bool, err error) {
 	switch {
 	case len(key) > maxKey:
-		return false, fmt.Errorf("index key %.80q… has %d bytes, over the limit of %d", key, len(key), maxKey)
-	case !isASCII(key) || strings.Contains(key, "\x00"):
+		return false, fmt.Errorf("index key %.80q... has %d bytes, over the limit of %d", key, len(key), maxKey)
+	case !isASCII(key):
 		return false, fmt.Errorf("index key %q is not ASCII", key)
-	case strings.Contains(value, "\x00"):
-		return false, fmt.Errorf("index value %q of key %q has a NUL", value, key)
+	case strings.IndexByte(key, 0) >= 0:
+		return false, fmt.Errorf("index key %q has a NUL", key)
+	case strings.IndexByte(value, 0) >= 0:
+		return false, fmt.Errorf("value %q of index key %q has a NUL", value, key)
 	}
-	if b.seen == nil {
-		b.seen = make(map[entry]struct{})
-	}
-	_, existed = b.seen[entry{key, value}]
-	b.seen[entry{key, value}] = struct{}{}
-	n := b.root.grow(key)
-	n.values = append(n.values, ranked{Value{value, priority}, b.count})
 	b.count++
-	return existed, nil
+	return b.root.grow(key).add(ranked{Value{value, priority}, b.count}), nil
 }
 
 // grow returns the branch of a key, made if need be.
@@ -71,14 +69,13 @@ func (n *branch) grow(key string) *branch {
 		if key = key[common:]; key == "" {
 			return n
 		}
-		i, ok := slices.BinarySearch(n.chars, key[0])
+		i, ok := slices.BinarySearchFunc(n.kids, key[0], func(e edge, c byte) int { return int(e.char) - int(c) })
 		if !ok {
 			kid := &branch{prefix: key[1:]}
-			n.chars = slices.Insert(n.chars, i, key[0])
-			n.kids = slices.Insert(n.kids, i, kid)
+			n.kids = slices.Insert(n.kids, i, edge{key[0], kid})
 			return kid
 		}
-		n, key = n.kids[i], key[1:]
+		n, key = n.kids[i].to, key[1:]
 	}
 }
 
@@ -86,7 +83,26 @@ func (n *branch) grow(key string) *branch {
 func (n *branch) split(at int) {
 	kid := *n
 	kid.prefix = n.prefix[at+1:]
-	*n = branch{prefix: n.prefix[:at], chars: []byte{n.prefix[at]}, kids: []*branch{&kid}}
+	*n = branch{prefix: n.prefix[:at], kids: []edge{{n.prefix[at], &kid}}}
+}
+
+// add puts a value to those of a branch, and reports whether it was there.
+func (n *branch) add(v ranked) (existed bool) {
+	const many = 16
+	if len(n.values) >= many {
+		if n.seen == nil {
+			n.seen = make(map[string]bool)
+			for _, v := range n.values {
+				n.seen[v.Value.Value] = true
+			}
+		}
+		existed = n.seen[v.Value.Value]
+		n.seen[v.Value.Value] = true
+	} else {
+		existed = slices.ContainsFunc(n.values, func(o ranked) bool { return o.Value.Value == v.Value.Value })
+	}
+	n.values = append(n.values, v)
+	return existed
 }
 
 // Bytes returns the index as a file. It fails if that would be over 256 MiB,
@@ -103,40 +119,41 @@ func (b *IndexBuilder) Bytes(l Layout) ([]byte, error) {
 	return out, nil
 }
 
-// own returns the length of the node alone.
-func (n *branch) own() int {
-	size := 0
+// measure notes the length of each node, alone and with all below it.
+func (n *branch) measure() int {
+	n.own = 0
 	if n.prefix != "" {
-		size += len(n.prefix) + 1
+		n.own += len(n.prefix) + 1
 	}
 	if len(n.kids) > 0 {
-		size += 2 + 4*(int(n.chars[len(n.chars)-1])-int(n.chars[0])+1)
+		n.own += 2 + 4*n.span()
 	}
 	if len(n.values) > 0 {
-		size += 4
+		n.own += 4
 		for _, v := range n.values {
-			size += 4 + len(v.Value.Value) + 1
+			n.own += 4 + len(v.Value.Value) + 1
 		}
 	}
-	return size
-}
-
-// measure notes the length of each node with all below it.
-func (n *branch) measure() int {
-	n.size = n.own()
+	n.size = n.own
 	for _, kid := range n.kids {
-		n.size += kid.measure()
+		n.size += kid.to.measure()
 	}
 	return n.size
 }
 
+// span returns how many references a node has for its children and the gaps
+// between them.
+func (n *branch) span() int {
+	return int(n.kids[len(n.kids)-1].char) - int(n.kids[0].char) + 1
+}
+
 // write puts a node and all below it at an offset, and returns the reference to
 // it. The children follow each other in order of their characters; the node is
-// before the first or behind the last of them.
+// before the first of them or behind the last.
 func (n *branch) write(out []byte, at int, l Layout) uint32 {
-	own, kids := at, at+n.own()
+	own, kids := at, at+n.own
 	if l == Kmod30 {
-		own, kids = at+n.size-n.own(), at
+		own, kids = at+n.size-n.own, at
 	}
 	ref, w := uint32(own), out[own:own]
 	if n.prefix != "" {
@@ -145,12 +162,12 @@ func (n *branch) write(out []byte, at int, l Layout) uint32 {
 	}
 	if len(n.kids) > 0 {
 		ref |= hasChildren
-		first, last := n.chars[0], n.chars[len(n.chars)-1]
-		w = append(w, first, last)
-		refs := w[len(w) : len(w)+4*int(last-first+1)]
-		for i, kid := range n.kids {
-			binary.BigEndian.PutUint32(refs[4*int(n.chars[i]-first):], kid.write(out, kids, l))
-			kids += kid.size
+		first := n.kids[0].char
+		w = append(w, first, n.kids[len(n.kids)-1].char)
+		refs := w[len(w) : len(w)+4*n.span()]
+		for _, kid := range n.kids {
+			binary.BigEndian.PutUint32(refs[4*int(kid.char-first):], kid.to.write(out, kids, l))
+			kids += kid.to.size
 		}
 		w = w[:len(w)+len(refs)]
 	}
