@@ -271,8 +271,8 @@ func (r ranks) place(file string) int {
 }
 
 func lastIndex(list []string, s string) int {
-	for i, word := range slices.Backward(list) {
-		if word == s {
+	for i, x := range slices.Backward(list) {
+		if x == s {
 			return i
 		}
 	}

@@ -1,6 +1,7 @@
 package depmod
 
 import (
+	"io"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -84,5 +85,21 @@ func FuzzConfig(f *testing.F) {
 		}
 		c.ranks("6.1").of("kernel/a.ko")
 		c.ExternalDirs("6.1")
+	})
+}
+
+func FuzzSymbols(f *testing.F) {
+	f.Add("0x1234\tprintk\tvmlinux\tEXPORT_SYMBOL\n", byte(0))
+	f.Add("ffffffff81000000 r __ksymtab_printk\n", byte('_'))
+	f.Fuzz(func(t *testing.T, text string, prefix byte) {
+		for _, read := range []func(io.Reader, byte) (*Symbols, error){ReadSymvers, ReadSystemMap} {
+			s, err := read(strings.NewReader(text), prefix)
+			if (s == nil) != (err != nil) {
+				t.Fatalf("read: %v, %v, want one of both", s, err)
+			}
+			if s != nil && len(s.crcs) > len(fakeSymbols)+strings.Count(text, "\n")+1 {
+				t.Errorf("%q has %d symbols, more than lines", text, len(s.crcs))
+			}
+		}
 	})
 }

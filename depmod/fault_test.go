@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
@@ -331,4 +332,25 @@ func (s sequential) Open(name string) (fs.File, error) {
 		return f, err
 	}
 	return struct{ fs.File }{f}, nil
+}
+
+// TestCopy is about file systems without hard links.
+func TestCopy(t *testing.T) {
+	dir, _ := smallTree(t)
+	from, to := filepath.Join(dir, "modules.dep"), filepath.Join(dir, "copy")
+	if err := os.Chmod(from, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	touch(t, dir, "modules.dep", time.Unix(1_600_000_000, 0))
+	info, err := os.Lstat(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := copyFile(from, to, info); err != nil {
+		t.Fatal(err)
+	}
+	all := listing(t, dir)
+	if diff := cmp.Diff(all["modules.dep"], all["copy"]); diff != "" {
+		t.Errorf("copy (-old +copy):\n%s", diff)
+	}
 }

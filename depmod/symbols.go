@@ -33,7 +33,7 @@ func newSymbols() *Symbols {
 func ReadSymvers(r io.Reader, prefix byte) (*Symbols, error) {
 	s := newSymbols()
 	s.checked = true
-	return s, eachLine(r, func(line string) error {
+	return s.read(r, func(line string) error {
 		words := strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })
 		if len(words) < 3 || words[2] != "vmlinux" {
 			return nil
@@ -51,7 +51,7 @@ func ReadSymvers(r io.Reader, prefix byte) (*Symbols, error) {
 // dropped from names; 0 is none.
 func ReadSystemMap(r io.Reader, prefix byte) (*Symbols, error) {
 	s := newSymbols()
-	return s, eachLine(r, func(line string) error {
+	return s.read(r, func(line string) error {
 		words := strings.SplitN(line, " ", 3)
 		if len(words) < 3 {
 			return fmt.Errorf("invalid line %q", line)
@@ -63,14 +63,18 @@ func ReadSystemMap(r io.Reader, prefix byte) (*Symbols, error) {
 	})
 }
 
-func eachLine(r io.Reader, do func(string) error) error {
+// read calls do for each line, and returns s unless that fails.
+func (s *Symbols) read(r io.Reader, do func(line string) error) (*Symbols, error) {
 	in := bufio.NewScanner(r)
 	for n := 1; in.Scan(); n++ {
 		if err := do(in.Text()); err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
+			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
 	}
-	return in.Err()
+	if err := in.Err(); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func unprefixed(name string, prefix byte) string {

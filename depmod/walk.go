@@ -100,9 +100,12 @@ func (w *walker) entry(name string, e fs.DirEntry, up []fs.FileInfo) bool {
 	return w.walk(name, append(slices.Clone(up), info))
 }
 
-// pathless drops the path of an error that names the file already.
+// pathless drops the paths of an error, where the file is named already.
 func pathless(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	if e, ok := errors.AsType[*os.LinkError](err); ok {
 		return e.Err
 	}
 	return err

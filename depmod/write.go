@@ -3,10 +3,11 @@ package depmod
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"overmount/internal/atomicfile"
 )
@@ -83,7 +84,7 @@ func (f *swapFile) write(data []byte) error {
 // rename gives a new file its name, and keeps the old one at another.
 func (f *swapFile) rename() error {
 	if err := f.keep(); err != nil {
-		return fmt.Errorf("keep the old file: %w", err)
+		return fmt.Errorf("keep the old file: %w", pathless(err))
 	}
 	if err := f.fresh.CommitUnsynced(); err != nil {
 		return err
@@ -95,36 +96,37 @@ func (f *swapFile) rename() error {
 // keep gives the old file a second name, or, where the file system has no hard
 // links, makes a copy.
 func (f *swapFile) keep() error {
-	in, err := os.Open(f.path)
+	info, err := os.Lstat(f.path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return errors.New("it is not a regular file")
+	if info.IsDir() {
+		return unix.EISDIR
 	}
 	old := f.fresh.Name() + "-old"
-	if os.Link(f.path, old) == nil {
-		f.old = old
-		return nil
+	err = os.Link(f.path, old)
+	if err != nil && info.Mode().IsRegular() {
+		err = copyFile(f.path, old, info)
 	}
-	out, err := os.OpenFile(old, os.O_WRONLY|os.O_CREATE|os.O_EXCL, info.Mode().Perm())
+	if err == nil {
+		f.old = old
+	}
+	return err
+}
+
+// copyFile copies a file with its mode and time.
+func copyFile(from, to string, info os.FileInfo) error {
+	data, err := os.ReadFile(from)
 	if err != nil {
 		return err
 	}
-	f.old = old
-	_, err = io.Copy(out, in)
-	if err := errors.Join(err, out.Close()); err != nil {
+	if err := atomicfile.Write(to, data, info.Mode().Perm()); err != nil {
 		return err
 	}
-	return os.Chtimes(old, info.ModTime(), info.ModTime())
+	return os.Chtimes(to, info.ModTime(), info.ModTime())
 }
 
 // undo puts back what was there before.

@@ -148,7 +148,7 @@ func (a *app) depmod(cmd *cobra.Command, f *depmodFlags, args []string) error {
 	symbols := a.depmodWarnings(f, dir, result.Warnings)
 	if f.verbose {
 		if err := a.depmodReasons(f, dir, result.Modules); err != nil {
-			return err
+			return fmt.Errorf("depmod: %w", err)
 		}
 	}
 	if err := a.depmodOutput(f, kver, result); err != nil {
@@ -235,6 +235,7 @@ func depmodFiles(opts *depmod.Options, dir string, files []string) {
 
 // depmodWarnings prints what was asked for, and returns how many are of symbols.
 func (a *app) depmodWarnings(f *depmodFlags, dir string, warnings []depmod.Warning) (symbols int) {
+	out := bufio.NewWriter(a.Stderr)
 	for _, w := range warnings {
 		switch w.Kind {
 		case depmod.Repeated:
@@ -248,8 +249,9 @@ func (a *app) depmodWarnings(f *depmodFlags, dir string, warnings []depmod.Warni
 			symbols++
 		}
 		w.Path = under(dir, w.Path)
-		fmt.Fprintf(a.Stderr, "overmount: warning: %v\n", w)
+		fmt.Fprintf(out, "overmount: warning: %v\n", w)
 	}
+	_ = out.Flush() // who would be told?
 	return symbols
 }
 
