@@ -27,7 +27,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"runtime"
 	"slices"
@@ -313,38 +312,19 @@ func (b *builder) joined(errs []error) error {
 }
 
 func readModule(f file) (*Module, error) {
-	m, err := openModule(f)
+	m, info, err := kmod.ReadModuleFile(f.fsys, f.name)
 	if err != nil {
 		return nil, fmt.Errorf("read module %s: %w", f.path, pathless(err))
 	}
-	return m, nil
+	return &Module{Module: m, Path: f.path, Name: f.module(), Mtime: info.ModTime(), Size: info.Size()}, nil
 }
 
-func openModule(f file) (*Module, error) {
-	in, err := f.fsys.Open(f.name)
+// LayoutOf returns the layout of the indexes that a directory lib/modules/KVER
+// has, and Kmod34 if it has none that can be read.
+func LayoutOf(fsys fs.FS) kmod.Layout {
+	data, err := fs.ReadFile(fsys, "modules.dep.bin")
 	if err != nil {
-		return nil, err
+		return kmod.Kmod34
 	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
-	}
-	size := info.Size()
-	r, ok := in.(io.ReaderAt)
-	if !ok {
-		data, err := io.ReadAll(in)
-		if err != nil {
-			return nil, err
-		}
-		r, size = bytes.NewReader(data), int64(len(data))
-	}
-	m, err := kmod.ReadModule(r, size)
-	if err != nil {
-		return nil, err
-	}
-	return &Module{Module: m, Path: f.path, Name: f.module(), Mtime: info.ModTime(), Size: info.Size()}, nil
+	return kmod.LayoutOf(data)
 }

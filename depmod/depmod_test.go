@@ -204,3 +204,22 @@ func TestProgress(t *testing.T) {
 		t.Errorf("Build: %v; progress (-want +got):\n%s", err, diff)
 	}
 }
+
+// TestSymbolPrefix compares with depmod -P.
+func TestSymbolPrefix(t *testing.T) {
+	each(t, func(t *testing.T, j judge) {
+		root := t.TempDir()
+		dir := filepath.Join(root, "lib/modules", kver)
+		for _, name := range inputs {
+			write(t, filepath.Join(dir, name), nil)
+		}
+		kmodtest.Write(t, dir, "a.ko", kmodtest.Module{Exports: []string{"_a", "__two"}, Needs: []string{"b"}})
+		kmodtest.Write(t, dir, "b.ko", kmodtest.Module{Exports: []string{"b"}})
+		kmodtest.Write(t, dir, "c.ko", kmodtest.Module{Needs: []string{"a", "_b"}})
+		kmodtest.Write(t, dir, "d.ko", kmodtest.Module{Needs: []string{"__two"}})
+		r := judged(t, j, root, &Options{SymbolPrefix: '_'}, "-P", "_")
+		if want := "c.ko: a.ko b.ko\n"; !strings.Contains(string(r.file("modules.dep")), want) {
+			t.Errorf("modules.dep = %q, want it to have %q", r.file("modules.dep"), want)
+		}
+	})
+}

@@ -19,6 +19,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
+	"regexp"
 	"strings"
 )
 
@@ -51,6 +52,12 @@ func (l Layout) String() string {
 	}
 	return "kmod34"
 }
+
+// IsVersion reports whether a name is that of a kernel version, as depmod has it:
+// it begins with digits, a dot and digits.
+func IsVersion(name string) bool { return version.MatchString(name) }
+
+var version = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
 
 // suffixes are those of files that are modules.
 var suffixes = [...]string{".ko", ".ko.gz", ".ko.xz", ".ko.zst"}

@@ -1,9 +1,12 @@
 package kmod
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"sync"
 )
 
@@ -104,6 +107,36 @@ func ReadModule(r io.ReaderAt, size int64) (*Module, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// ReadModuleFile reads the module in a file of fsys, which should be an
+// io.ReaderAt, as those of os.DirFS are; others are read whole. It also returns
+// what the file system says of the file. Errors are those of ReadModule and of
+// fsys, none of which needs to name the file.
+func ReadModuleFile(fsys fs.FS, name string) (*Module, fs.FileInfo, error) {
+	f, err := fsys.Open(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, errors.New("it is not a regular file")
+	}
+	r, ok := f.(io.ReaderAt)
+	size := info.Size()
+	if !ok {
+		data, err := io.ReadAll(io.LimitReader(f, maxPlain+1))
+		if err != nil {
+			return nil, nil, err
+		}
+		r, size = bytes.NewReader(data), int64(len(data))
+	}
+	m, err := ReadModule(r, size)
+	return m, info, err
 }
 
 // buffers are what reading a module needs, and nothing that a Module keeps.

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -73,7 +72,7 @@ func PrepareModules(ctx context.Context, src fs.FS, o ModulesOptions) (*ModuleTr
 	}
 	layout := o.Layout
 	if !o.Depmod {
-		layout = layoutOf(fsys)
+		layout = depmod.LayoutOf(fsys)
 	}
 	r, err := depmod.Build(ctx, fsys, &depmod.Options{Config: o.Config, Kver: cmp.Or(o.Kver, o.Name), Layout: layout})
 	if err != nil {
@@ -103,15 +102,6 @@ func PrepareModules(ctx context.Context, src fs.FS, o ModulesOptions) (*ModuleTr
 		}
 	}
 	return t, nil
-}
-
-// layoutOf returns the layout of the indexes that a tree has.
-func layoutOf(fsys fs.FS) kmod.Layout {
-	data, err := fs.ReadFile(fsys, "modules.dep.bin")
-	if err != nil {
-		return kmod.Kmod34
-	}
-	return kmod.LayoutOf(data)
 }
 
 // furtherDown returns the directory lib/modules/KVER in what is the root of a
@@ -168,8 +158,6 @@ func indexLayer(r *depmod.Result, newest time.Time) []LayerFile {
 	return files
 }
 
-var kernelVersion = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
-
 // setKver finds the kernel version, and compares it with what the modules were
 // built for. The kernel passes over the version of a module that has CRCs of the
 // symbols that it needs, so such a module may be for another one.
@@ -191,7 +179,7 @@ func (t *ModuleTree) setKver(r *depmod.Result, o ModulesOptions) error {
 	switch {
 	case o.Kver != "":
 		t.Kver = o.Kver
-	case kernelVersion.MatchString(o.Name):
+	case kmod.IsVersion(o.Name):
 		t.Kver = o.Name
 	case most != "":
 		t.Kver = most

@@ -53,7 +53,7 @@ func Modules(ctx context.Context, fsys fs.FS, o *ModulesOptions) ([]Finding, err
 		o = &ModulesOptions{}
 	}
 	c := &moduleCheck{ModulesOptions: o, fsys: fsys}
-	r, err := depmod.Build(ctx, fsys, &depmod.Options{Config: o.Config, Kver: o.Kver, Layout: c.layout()})
+	r, err := depmod.Build(ctx, fsys, &depmod.Options{Config: o.Config, Kver: o.Kver, Layout: depmod.LayoutOf(fsys)})
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -98,15 +98,6 @@ func (c *moduleCheck) unreadable(err error) ([]Finding, error) {
 		c.add(Error, "module", "", "and %d more like these", more)
 	}
 	return c.findings, nil
-}
-
-// layout returns the layout of the indexes that the tree has.
-func (c *moduleCheck) layout() kmod.Layout {
-	data, err := fs.ReadFile(c.fsys, "modules.dep.bin")
-	if err != nil {
-		return kmod.Kmod34
-	}
-	return kmod.LayoutOf(data)
 }
 
 // warnings passes on what depmod itself has found.

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -90,9 +89,6 @@ func (f *depmodFlags) flags(cmd *cobra.Command) {
 	}
 }
 
-// kverPattern is what depmod takes for a kernel version.
-var kverPattern = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
-
 // depmodKver returns the version that the arguments name, or that of the kernel
 // that runs.
 func depmodKver(cmd *cobra.Command, args []string) (kver string, files []string, err error) {
@@ -104,7 +100,7 @@ func depmodKver(cmd *cobra.Command, args []string) (kver string, files []string,
 		return unix.ByteSliceToString(u.Release[:]), nil, nil
 	}
 	kver = args[0]
-	if !kverPattern.MatchString(kver) || strings.Contains(kver, "/") {
+	if !kmod.IsVersion(kver) || strings.Contains(kver, "/") {
 		return "", nil, usagef(cmd, "bad version %q: want KVER, as 6.1.0-56-amd64, before any FILE", kver)
 	}
 	for _, file := range args[1:] {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -336,11 +335,7 @@ func (a *app) printInfo(s *moduleSource, fsys fs.FS, t *kmod.Tree, name string) 
 	if path.IsAbs(file) {
 		return fmt.Errorf("module %s is outside of the tree, in %s", name, file)
 	}
-	m, err := readModule(fsys, file)
-	if err != nil {
-		return err
-	}
-	info, err := fs.Stat(fsys, file)
+	m, info, err := readModule(fsys, file)
 	if err != nil {
 		return err
 	}
@@ -365,26 +360,13 @@ func (a *app) printInfo(s *moduleSource, fsys fs.FS, t *kmod.Tree, name string) 
 }
 
 // readModule reads a module file of a tree.
-func readModule(fsys fs.FS, file string) (*kmod.Module, error) {
-	f, err := fsys.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	r, ok := f.(io.ReaderAt)
-	if !ok {
-		return nil, fmt.Errorf("read module %s: it cannot be read at an offset", file)
-	}
-	m, err := kmod.ReadModule(r, info.Size())
+func readModule(fsys fs.FS, file string) (*kmod.Module, fs.FileInfo, error) {
+	m, info, err := kmod.ReadModuleFile(fsys, file)
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err // the path is said once
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read module %s: %w", file, err)
+		return nil, nil, fmt.Errorf("read module %s: %w", file, err)
 	}
-	return m, nil
+	return m, info, nil
 }

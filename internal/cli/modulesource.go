@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"sync/atomic"
 	"time"
 
@@ -37,7 +36,7 @@ func (a *app) openModules(cmd *cobra.Command, file string, timeout time.Duration
 			return nil, err
 		}
 		s := &moduleSource{dir: dir}
-		if name := filepath.Base(dir); kernelVersion.MatchString(name) {
+		if name := filepath.Base(dir); kmod.IsVersion(name) {
 			s.kver = name
 		}
 		return s, nil
@@ -77,8 +76,6 @@ func (f *firstFailure) Get(ctx context.Context, id block.ID) ([]byte, error) {
 	}
 	return object, err
 }
-
-var kernelVersion = regexp.MustCompile(`^[0-9]+\.[0-9]+`)
 
 // noStore is the store of a manifest whose stores cannot be used.
 type noStore struct{ reason error }
@@ -132,7 +129,7 @@ func (s *moduleSource) note(fsys fs.FS, file string) (manifest.Module, error) {
 			return note, nil
 		}
 	}
-	m, err := readModule(fsys, file)
+	m, _, err := readModule(fsys, file)
 	if err != nil {
 		return manifest.Module{}, err
 	}
