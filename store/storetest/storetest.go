@@ -4,9 +4,10 @@
 //	Run         the suite that every store passes
 //	Faulty      a store around a store, which fails on demand and counts
 //	HTTPServer  a web server over a store, which fails on demand and counts
+//	ZDBServer   a 0-db in memory, which fails on demand and counts
 //
 // Nothing in here sleeps: a test waits for a request with a [Gate] and for an
-// outage with [HTTPServer.Stop].
+// outage with [HTTPServer.Stop] or [ZDBServer.Stop].
 package storetest
 
 import (
