@@ -17,7 +17,10 @@ import (
 )
 
 // A statusError is an answer other than 200.
-type statusError struct{ code int }
+type statusError struct {
+	code int
+	hint string // what may help
+}
 
 func (e *statusError) Error() string {
 	return strings.TrimSpace(fmt.Sprintf("status %d %s", e.code, http.StatusText(e.code)))
@@ -62,7 +65,7 @@ func (s *Store) fetch(ctx context.Context, u *url.URL) (a answer, err error) {
 		// A short body that is read to its end leaves the connection for the
 		// next request.
 		io.CopyN(io.Discard, body, 16<<10)
-		return a, statusErr(resp)
+		return a, s.statusErr(resp)
 	}
 	a.html = strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html")
 	a.bytes, err = readObject(body, resp.ContentLength)
@@ -109,16 +112,20 @@ func readObject(body io.Reader, length int64) ([]byte, error) {
 }
 
 // statusErr returns the error for an answer other than 200.
-func statusErr(resp *http.Response) error {
-	var err error = &statusError{resp.StatusCode}
+func (s *Store) statusErr(resp *http.Response) error {
+	status := &statusError{code: resp.StatusCode}
 	switch resp.StatusCode {
-	case http.StatusUnauthorized, http.StatusProxyAuthRequired:
-		return fmt.Errorf("%w: it wants other credentials than it got (%w)", store.ErrForbidden, err)
+	case http.StatusUnauthorized:
+		return fmt.Errorf("%w: %s (%w)", store.ErrForbidden, s.opts.Auth.hint(resp.Request), status)
+	case http.StatusProxyAuthRequired:
+		return fmt.Errorf("%w: the proxy wants other credentials than it got (%w)", store.ErrForbidden, status)
+	case http.StatusForbidden:
+		status.hint = s.opts.Auth.hint(resp.Request)
 	}
 	if after, ok := retryAfter(resp.Header, time.Now()); ok {
-		err = &store.BusyError{Err: err, After: after}
+		return &store.BusyError{Err: status, After: after}
 	}
-	return err
+	return status
 }
 
 // retryAfter reads the header Retry-After, RFC 9110, section 10.2.3: seconds or a

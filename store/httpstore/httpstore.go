@@ -37,11 +37,18 @@
 // Connecting, the wait for the headers, and the speed of the body have limits, so
 // that Get always ends; see [Options]. No more than the longest possible object
 // is ever read. Ten redirects are followed, never from https to http. Proxies are
-// taken from the environment. A user and password in the URL are sent as basic
-// authentication; errors show neither these nor the query.
+// taken from the environment.
+//
+// # Credentials
+//
+// [Options.Auth] has credentials by server, which is where those belong that a
+// manifest must not have. A user and password in the URL are sent as basic
+// authentication where Auth has no line for the server. Errors show neither of
+// these, nor the query; no server is told the URL that redirected to it.
 package httpstore
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -88,6 +95,9 @@ type Options struct {
 	// TLS is the configuration for https, as for a private authority. The
 	// default trusts the system's.
 	TLS *tls.Config
+
+	// Auth has the credentials for servers that want some. The default is none.
+	Auth *Auth
 }
 
 func (o *Options) withDefaults() Options {
@@ -138,7 +148,7 @@ func New(base *url.URL, opts *Options) (*Store, error) {
 	}
 	s := &Store{opts: opts.withDefaults(), base: trimSlash(base)}
 	s.name = display(s.base)
-	s.client = &http.Client{Transport: transport(s.opts), CheckRedirect: checkRedirect}
+	s.client = &http.Client{Transport: s.opts.Auth.Transport(transport(s.opts)), CheckRedirect: checkRedirect}
 	s.known.Store(-1)
 	return s, nil
 }
@@ -176,6 +186,7 @@ func checkRedirect(next *http.Request, via []*http.Request) error {
 	if via[len(via)-1].URL.Scheme == "https" && next.URL.Scheme != "https" {
 		return errors.New("redirected from https to http")
 	}
+	next.Header.Del("Referer") // its query may hold a token
 	return nil
 }
 
@@ -242,6 +253,7 @@ func (s *Store) url(l store.Layout, id block.ID) *url.URL {
 type miss struct {
 	said    []string
 	refused bool
+	hint    string // what may help against refusal
 	corrupt error
 }
 
@@ -260,6 +272,7 @@ func (m *miss) add(l store.Layout, err error) bool {
 	switch status.code {
 	case http.StatusForbidden, http.StatusBadRequest:
 		m.refused = true
+		m.hint = cmp.Or(m.hint, status.hint)
 	case http.StatusNotFound, http.StatusGone:
 	default:
 		return false
@@ -270,11 +283,14 @@ func (m *miss) add(l store.Layout, err error) bool {
 
 func (m *miss) err(name string, works bool) error {
 	said := strings.Join(m.said, ", ")
+	if m.hint != "" {
+		m.hint = "; " + m.hint
+	}
 	switch {
 	case m.corrupt != nil:
 		return m.corrupt
 	case m.refused && !works:
-		return fmt.Errorf("%w: %s forbids reading, or has not one of the objects asked for so far (%s)", store.ErrForbidden, name, said)
+		return fmt.Errorf("%w: %s forbids reading, or has not one of the objects asked for so far (%s)%s", store.ErrForbidden, name, said, m.hint)
 	}
 	return fmt.Errorf("%w at %s (%s)", store.ErrNotFound, name, said)
 }
