@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 10s
 
 # What the tests and the demo run beside our own programs.
-TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server
+TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign
 ifneq ($(shell id -u),0)
 TOOLS += fuse3
 endif
