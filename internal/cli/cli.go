@@ -126,7 +126,8 @@ The format is that of threefoldtech/rfs.
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
-		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.verifyCommand(), a.versionCommand())
+		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.verifyCommand(),
+		a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }
 

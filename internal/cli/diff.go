@@ -19,7 +19,7 @@ type difference struct {
 	What   []string `json:"what,omitempty"` // of changed: what differs
 }
 
-func (a *app) diffCommand() *cobra.Command {
+func (a *app) diffCommand(t *trust) *cobra.Command {
 	var content bool
 	cmd := &cobra.Command{
 		Use:   "diff OLD NEW",
@@ -32,11 +32,11 @@ of one tree are alike whatever their codec.
 		Example: "  overmount flist diff modules-old.fl modules-new.fl",
 		Args:    args(2, 2, "OLD and NEW, two manifests"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			before, err := openManifest(cmd.Context(), args[0])
+			before, _, err := t.open(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			after, err := openManifest(cmd.Context(), args[1])
+			after, _, err := t.open(cmd.Context(), args[1])
 			if err != nil {
 				return err
 			}

@@ -21,8 +21,10 @@ import (
 )
 
 func (a *app) flistCommand() *cobra.Command {
+	var t trust
 	cmd := group("flist", "Look into a manifest without mounting it",
-		a.inspectCommand(), a.treeCommand(), a.lsCommand(), a.catCommand(), a.statCommand(), a.diffCommand())
+		a.inspectCommand(&t), a.treeCommand(&t), a.lsCommand(&t), a.catCommand(&t), a.statCommand(&t), a.diffCommand(&t))
+	t.flags(cmd)
 	cmd.Long = `Flist shows what a manifest holds. FILE is a path or an http(s) URL; PATH is a path
 in the tree, by default its root. Only cat fetches content.
 
@@ -31,7 +33,7 @@ in the tree, by default its root. Only cat fetches content.
 }
 
 // pathVerb is a verb of flist that takes FILE and, perhaps, PATH.
-func (a *app) pathVerb(use, short, example string, needPath bool, run func(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino) error) *cobra.Command {
+func (a *app) pathVerb(t *trust, use, short, example string, needPath bool, run func(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino) error) *cobra.Command {
 	least := 1
 	if needPath {
 		least = 2
@@ -40,7 +42,7 @@ func (a *app) pathVerb(use, short, example string, needPath bool, run func(cmd *
 		Use: use, Short: short, Example: example, Long: short + ".\n\n" + exitCodes,
 		Args: args(least, 2, strings.TrimPrefix(use[strings.IndexByte(use, ' '):], " ")),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := openManifest(cmd.Context(), args[0])
+			m, _, err := t.open(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -115,9 +117,9 @@ func typeName(a manifest.Attr) string {
 	return "socket"
 }
 
-func (a *app) inspectCommand() *cobra.Command {
+func (a *app) inspectCommand(t *trust) *cobra.Command {
 	var summaryOnly bool
-	cmd := a.pathVerb("inspect FILE [PATH]", "Print all nodes with their attributes, and a summary",
+	cmd := a.pathVerb(t, "inspect FILE [PATH]", "Print all nodes with their attributes, and a summary",
 		`  overmount flist inspect modules.fl
   overmount flist inspect --summary https://web.example.com/modules.fl`, false,
 		func(cmd *cobra.Command, m *manifest.Manifest, top manifest.Ino) error {
@@ -235,8 +237,8 @@ func quoted(name string) string {
 	return name
 }
 
-func (a *app) treeCommand() *cobra.Command {
-	return a.pathVerb("tree FILE [PATH]", "Print the tree", "  overmount flist tree modules.fl kernel/fs", false,
+func (a *app) treeCommand(t *trust) *cobra.Command {
+	return a.pathVerb(t, "tree FILE [PATH]", "Print the tree", "  overmount flist tree modules.fl kernel/fs", false,
 		func(cmd *cobra.Command, m *manifest.Manifest, top manifest.Ino) error {
 			return printTree(a.Stdout, m, top, 0)
 		})
@@ -263,9 +265,9 @@ func printTree(w io.Writer, m *manifest.Manifest, ino manifest.Ino, depth int) e
 	return nil
 }
 
-func (a *app) lsCommand() *cobra.Command {
+func (a *app) lsCommand(t *trust) *cobra.Command {
 	var recursive bool
-	cmd := a.pathVerb("ls FILE [PATH]", "List a directory, as ls -l does", "  overmount flist ls modules.fl kernel/fs/xfs", false,
+	cmd := a.pathVerb(t, "ls FILE [PATH]", "List a directory, as ls -l does", "  overmount flist ls modules.fl kernel/fs/xfs", false,
 		func(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino) error { return a.ls(m, ino, recursive) })
 	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "list all below, by path")
 	a.jsonFlag(cmd)
@@ -344,8 +346,8 @@ func lsMode(a manifest.Attr) string {
 	return string(b)
 }
 
-func (a *app) statCommand() *cobra.Command {
-	cmd := a.pathVerb("stat FILE PATH", "Print one node with its blocks", "  overmount flist stat modules.fl modules.dep", true,
+func (a *app) statCommand(t *trust) *cobra.Command {
+	cmd := a.pathVerb(t, "stat FILE PATH", "Print one node with its blocks", "  overmount flist stat modules.fl modules.dep", true,
 		func(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino) error {
 			if a.json {
 				n := describe(m, ino)
@@ -369,9 +371,9 @@ func (a *app) statCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) catCommand() *cobra.Command {
+func (a *app) catCommand(t *trust) *cobra.Command {
 	var timeout time.Duration
-	cmd := a.pathVerb("cat FILE PATH", "Print the content of a file", "  overmount flist cat modules.fl modules.dep", true,
+	cmd := a.pathVerb(t, "cat FILE PATH", "Print the content of a file", "  overmount flist cat modules.fl modules.dep", true,
 		func(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino) error {
 			log, err := a.logger(cmd, a.Stderr)
 			if err != nil {

@@ -20,6 +20,7 @@ import (
 
 type modulesFlags struct {
 	meta    string
+	trust   trust
 	config  []string
 	root    string
 	cmdline string
@@ -54,7 +55,7 @@ func (a *app) modulesVerb(f *modulesFlags, verb, short, long, example string, ru
 			if err := needMeta(cmd, f.meta); err != nil {
 				return err
 			}
-			s, err := a.openModules(cmd, f.meta, f.timeout)
+			s, err := a.openModules(cmd, &f.trust, f.meta, f.timeout)
 			if err != nil {
 				return err
 			}
@@ -63,6 +64,7 @@ func (a *app) modulesVerb(f *modulesFlags, verb, short, long, example string, ru
 	}
 	cmd.Flags().StringVarP(&f.meta, "meta", "m", "", "`FILE`, a manifest (path or URL) or a directory lib/modules/KVER (required)")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for a store that does not answer")
+	f.trust.flags(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -28,9 +29,13 @@ type moduleSource struct {
 }
 
 // openModules opens FILE. Stores are asked only for what the manifest does not
-// carry itself, so that one without any reachable store will do for much.
-func (a *app) openModules(cmd *cobra.Command, file string, timeout time.Duration) (*moduleSource, error) {
+// carry itself, so that one without any reachable store will do for much. A
+// directory cannot be signed.
+func (a *app) openModules(cmd *cobra.Command, t *trust, file string, timeout time.Duration) (*moduleSource, error) {
 	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		if key, err := t.key(); err != nil || key != nil {
+			return nil, cmp.Or(err, fmt.Errorf("%s: --pubkey is for manifests: a directory has no signature", file))
+		}
 		dir, err := filepath.Abs(file)
 		if err != nil {
 			return nil, err
@@ -41,7 +46,7 @@ func (a *app) openModules(cmd *cobra.Command, file string, timeout time.Duration
 		}
 		return s, nil
 	}
-	m, err := openManifest(cmd.Context(), file)
+	m, _, err := t.open(cmd.Context(), file)
 	if err != nil {
 		return nil, err
 	}

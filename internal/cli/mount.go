@@ -38,9 +38,14 @@ fails, it says why, and nothing is left mounted or running.
 A read that no store can answer fails with EIO after --timeout, never with
 "no such file". The reason is in the log.
 
+With --pubkey it mounts only what that key has signed (see "overmount sign"): the
+signature is FILE.minisig, beside FILE or under its URL. What was checked is what
+is mounted, whatever becomes of FILE later.
+
 ` + exitCodes,
 		Example: `  overmount mount -d -m modules.fl /lib/modules/6.1.0-56-amd64
-  overmount mount -d -l /var/log/overmount.log -c /run/overmount -m https://web.example.com/firmware.fl /lib/firmware`,
+  overmount mount -d -l /var/log/overmount.log -c /run/overmount -m https://web.example.com/firmware.fl /lib/firmware
+  overmount mount -d -m https://web.example.com/modules.fl --pubkey /etc/overmount.pub --min-serial 17 --kind modules --kver 6.1.0-56-amd64 /lib/modules/6.1.0-56-amd64`,
 		Args: args(1, 1, "TARGET, the directory to mount over"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd, &f, args[0]) },
 	}

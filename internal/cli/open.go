@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -36,32 +37,67 @@ func shown(file string) string {
 	return file
 }
 
-// openManifest opens FILE, a path or a URL.
+// openManifest opens FILE, a path or a URL, whoever made it.
 func openManifest(ctx context.Context, file string) (*manifest.Manifest, error) {
-	if !isURL(file) {
-		return manifest.Open(ctx, file)
-	}
-	// The errors of net/url repeat what they cannot parse, with its password.
-	if _, err := store.ParseSpec(file); err != nil {
-		return nil, fmt.Errorf("manifest: %w", err)
-	}
-	tmp, err := os.CreateTemp("", "overmount-*.fl")
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(tmp.Name())
-	defer tmp.Close()
-	if err := fetchManifest(ctx, file, tmp); err != nil {
-		return nil, fmt.Errorf("fetch manifest %s: %w", store.Redact(file), err)
-	}
-	m, err := manifest.Open(ctx, tmp.Name())
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", store.Redact(file), err)
-	}
-	return m, nil
+	m, _, err := new(trust).open(ctx, file)
+	return m, err
 }
 
-func fetchManifest(ctx context.Context, from string, to io.Writer) error {
+// copyTo writes what is in FILE, a path or a URL, to w. It fails for what is longer
+// than limit bytes, and with fs.ErrNotExist for what is not there.
+func copyTo(ctx context.Context, w io.Writer, file string, limit int64) error {
+	if isURL(file) {
+		return fetchTo(ctx, w, file, limit)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return pathless(err)
+	}
+	if !info.Mode().IsRegular() { // opening a pipe may wait
+		return errors.New("it is not a file")
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return pathless(err)
+	}
+	defer f.Close()
+	_, err = copyLimited(w, f, limit)
+	return err
+}
+
+// pathless is an error of a file without its path, for those who have said it.
+func pathless(err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	return err
+}
+
+func copyLimited(w io.Writer, r io.Reader, limit int64) (int64, error) {
+	n, err := io.Copy(w, io.LimitReader(r, limit+1))
+	if err == nil && n > limit {
+		err = fmt.Errorf("it is longer than %d bytes", limit)
+	}
+	return n, err
+}
+
+// A statusError is an answer of a server other than 200.
+type statusError struct {
+	code   int
+	status string
+}
+
+func (e *statusError) Error() string { return "the server answers " + e.status }
+
+func (e *statusError) Is(target error) bool {
+	return target == fs.ErrNotExist && (e.code == http.StatusNotFound || e.code == http.StatusGone)
+}
+
+func fetchTo(ctx context.Context, w io.Writer, from string, limit int64) error {
+	// The errors of net/url repeat what they cannot parse, with its password.
+	if _, err := store.ParseSpec(from); err != nil {
+		return err
+	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.ResponseHeaderTimeout = 30 * time.Second
 	defer transport.CloseIdleConnections()
@@ -79,24 +115,19 @@ func fetchManifest(ctx context.Context, from string, to io.Writer) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the server answers %s", resp.Status)
+		return &statusError{resp.StatusCode, resp.Status}
 	}
-	n, err := io.Copy(to, io.LimitReader(resp.Body, maxManifest+1))
-	if err != nil {
-		return err
+	n, err := copyLimited(w, resp.Body, limit)
+	if err == nil && resp.ContentLength >= 0 && n != resp.ContentLength {
+		err = fmt.Errorf("%d of %d bytes came", n, resp.ContentLength)
 	}
-	if n > maxManifest {
-		return fmt.Errorf("it is longer than %d bytes", int64(maxManifest))
-	}
-	if resp.ContentLength >= 0 && n != resp.ContentLength {
-		return fmt.Errorf("%d of %d bytes came", n, resp.ContentLength)
-	}
-	return nil
+	return err
 }
 
 // treeFlags are the flags of verbs that read content.
 type treeFlags struct {
 	meta      string
+	trust     trust
 	cacheDir  string
 	cacheSize size
 	minFree   size
@@ -105,6 +136,8 @@ type treeFlags struct {
 
 func (f *treeFlags) add(cmd *cobra.Command, cacheHelp, cacheDefault string) {
 	metaFlag(cmd, &f.meta, "manifest `FILE`, a path or an http(s) URL")
+	f.trust.flags(cmd)
+	f.trust.kindFlags(cmd)
 	cmd.Flags().StringVarP(&f.cacheDir, "cache", "c", cacheDefault, cacheHelp)
 	f.cacheSize = 4 << 30
 	cmd.Flags().Var(&f.cacheSize, "cache-size", "most that the cache may hold")
@@ -128,9 +161,12 @@ func (o *opened) close() error {
 
 // open opens the manifest and its stores, and puts the cache before them.
 func (f *treeFlags) open(ctx context.Context, log *slog.Logger) (*opened, error) {
-	m, err := openManifest(ctx, f.meta)
+	m, claims, err := f.trust.open(ctx, f.meta)
 	if err != nil {
 		return nil, err
+	}
+	if claims.Serial > 0 {
+		log.Info("the signature is right", "manifest", shown(f.meta), "kind", claims.Kind, "kver", claims.Kver, "serial", claims.Serial)
 	}
 	src, err := readStores(m.Routes(), f.timeout, log)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 )
 
 type verifyFlags struct {
+	trust        trust
 	kver         string
 	firmware     string
 	kernelConfig string
@@ -41,6 +42,9 @@ are hints, so that is no error.
 What is found is an error, a warning or information. Only errors make verify
 fail; with --strict, warnings do too.
 
+With --pubkey, FILE has to be signed, and a manifest given with --firmware, too.
+--min-serial is about FILE.
+
 With --json, each finding is an object: severity, check, path, text, names.
 
 ` + exitCodes,
@@ -57,13 +61,14 @@ With --json, each finding is an object: severity, check, path, text, names.
 	flags.StringArrayVar(&f.depmodConfig, "depmod-config", nil, "configuration of depmod, `FILE` or directory, that the indexes were made with; can be repeated")
 	flags.BoolVar(&f.strict, "strict", false, "let warnings count as errors")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for a store that does not answer")
+	f.trust.flags(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }
 
 func (a *app) verify(cmd *cobra.Command, f *verifyFlags, file string) error {
 	ctx := cmd.Context()
-	src, err := a.openModules(cmd, file, f.timeout)
+	src, err := a.openModules(cmd, &f.trust, file, f.timeout)
 	if err != nil {
 		return err
 	}
@@ -116,7 +121,7 @@ func (a *app) openFirmware(cmd *cobra.Command, f *verifyFlags) (fs.FS, error) {
 	if info, err := os.Stat(f.firmware); err == nil && info.IsDir() {
 		return os.DirFS(f.firmware), nil
 	}
-	m, err := openManifest(cmd.Context(), f.firmware)
+	m, _, err := f.trust.sameKey().open(cmd.Context(), f.firmware)
 	if err != nil {
 		return nil, err
 	}
