@@ -22,7 +22,8 @@ RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli)$$
 KERNEL_ARCHS := s390x
 KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)" \
 	OVERMOUNT_TEST_KERNELS="$$(for arch in $(KERNEL_ARCHS); do scripts/kernel-tree --arch $$arch || exit; done | paste -sd :)" \
-	OVERMOUNT_TEST_KMOD30="$$(scripts/kmod-of bookworm)" OVERMOUNT_TEST_KMOD34="$$(scripts/kmod-of trixie)"
+	OVERMOUNT_TEST_KMOD30="$$(scripts/kmod-of bookworm)" OVERMOUNT_TEST_KMOD34="$$(scripts/kmod-of trixie)" \
+	OVERMOUNT_TEST_VERSITYGW="$$(scripts/versitygw)"
 
 .PHONY: help
 help: ## list the targets

@@ -17,7 +17,9 @@
 //	         fusefs            a tree as a FUSE mount
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
+//	         gc                objects that no manifest names
 //	         store/httpstore   a store behind HTTP
+//	         store/s3store     a store in an S3 bucket
 //	         store/storetest   the tests of every store, and servers that fail
 //	floor 1  manifest          the .fl file: create, open, edit
 //	         store             interfaces, directory, memory, wrappers
@@ -28,6 +30,7 @@
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/flight      work that those who want it share
+//	         internal/httpclient  requests whose every wait has a limit
 //	         internal/testenv     what tests need of the machine
 //
 // bench measures several of them against plain tools. docs/format.md defines

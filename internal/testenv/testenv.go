@@ -33,6 +33,17 @@ func Tool(tb testing.TB, name string) string {
 	return path
 }
 
+// Program returns the path of a program that the environment variable names. hint
+// says where to get it.
+func Program(tb testing.TB, variable, hint string) string {
+	tb.Helper()
+	path := os.Getenv(variable)
+	if path == "" {
+		Need(tb, variable+" names no program; "+hint)
+	}
+	return path
+}
+
 // Root is for tests that do what only root may; what says what that is.
 func Root(tb testing.TB, what string) {
 	tb.Helper()
@@ -99,9 +110,5 @@ func kernel(tb testing.TB, variable, dir string) string {
 func Kmod(tb testing.TB, version int, tool string) []string {
 	tb.Helper()
 	variable := fmt.Sprintf("OVERMOUNT_TEST_KMOD%d", version)
-	program := os.Getenv(variable)
-	if program == "" {
-		Need(tb, fmt.Sprintf("%s does not name a program that runs kmod %d; scripts/kmod-of makes one", variable, version))
-	}
-	return []string{program, tool}
+	return []string{Program(tb, variable, fmt.Sprintf("scripts/kmod-of makes one that runs kmod %d", version)), tool}
 }

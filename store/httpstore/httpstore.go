@@ -53,7 +53,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -62,6 +61,7 @@ import (
 	"time"
 
 	"overmount/block"
+	"overmount/internal/httpclient"
 	"overmount/store"
 )
 
@@ -105,11 +105,6 @@ func (o *Options) withDefaults() Options {
 	if o != nil {
 		d = *o
 	}
-	setDefault(&d.Conns, 32)
-	setDefault(&d.ConnectTimeout, 10*time.Second)
-	setDefault(&d.HeaderTimeout, 15*time.Second)
-	setDefault(&d.MinRate, 1024)
-	setDefault(&d.RateWindow, 10*time.Second)
 	d.Layouts = slices.Clone(d.Layouts)
 	if len(d.Layouts) == 0 {
 		d.Layouts = []store.Layout{store.Sharded, store.Flat, store.Sharded2}
@@ -117,18 +112,12 @@ func (o *Options) withDefaults() Options {
 	return d
 }
 
-func setDefault[T int | time.Duration](v *T, d T) {
-	if *v <= 0 {
-		*v = d
-	}
-}
-
 // A Store reads from one base URL. Concurrent use is safe.
 type Store struct {
 	opts   Options
 	base   *url.URL // path without a slash at the end
 	name   string   // base for people: no user, password or query
-	client *http.Client
+	client *httpclient.Client
 
 	// known is the index in opts.Layouts of the layout that answered last, -1
 	// before the first answer.
@@ -148,7 +137,7 @@ func New(base *url.URL, opts *Options) (*Store, error) {
 	}
 	s := &Store{opts: opts.withDefaults(), base: trimSlash(base)}
 	s.name = display(s.base)
-	s.client = &http.Client{Transport: s.opts.Auth.Transport(transport(s.opts)), CheckRedirect: checkRedirect}
+	s.client = client(s.opts)
 	s.known.Store(-1)
 	return s, nil
 }
@@ -161,22 +150,11 @@ func trimSlash(base *url.URL) *url.URL {
 	return &u
 }
 
-func transport(o Options) *http.Transport {
-	return &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: o.ConnectTimeout}).DialContext,
-		TLSHandshakeTimeout:   o.ConnectTimeout,
-		TLSClientConfig:       o.TLS.Clone(),
-		ResponseHeaderTimeout: o.HeaderTimeout,
-		MaxConnsPerHost:       o.Conns,
-		MaxIdleConnsPerHost:   o.Conns,
-		IdleConnTimeout:       90 * time.Second,
-		DisableCompression:    true,
-		ForceAttemptHTTP2:     true,
-		// One HTTP/2 connection carries all requests, and must not be kept when
-		// it is dead.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: o.HeaderTimeout / 3, PingTimeout: o.HeaderTimeout / 3},
-	}
+func client(o Options) *httpclient.Client {
+	return httpclient.New(httpclient.Options{
+		Conns: o.Conns, ConnectTimeout: o.ConnectTimeout, HeaderTimeout: o.HeaderTimeout,
+		MinRate: o.MinRate, RateWindow: o.RateWindow, TLS: o.TLS, CheckRedirect: checkRedirect, Wrap: o.Auth.Transport,
+	})
 }
 
 func checkRedirect(next *http.Request, via []*http.Request) error {
@@ -199,7 +177,7 @@ func display(u *url.URL) string {
 
 // Close closes the idle connections.
 func (s *Store) Close() error {
-	s.client.CloseIdleConnections()
+	s.client.Close()
 	return nil
 }
 
