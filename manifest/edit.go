@@ -27,17 +27,26 @@ type Editor struct {
 // processes follow each other. If path is a symlink, the file it points to is
 // replaced. Owner and mode stay.
 func Edit(ctx context.Context, path string, change func(*Editor) error) error {
-	if err := edit(ctx, path, change); err != nil {
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		err = edit(ctx, real, real, change)
+	}
+	if err != nil {
 		return fmt.Errorf("edit manifest %s: %w", path, err)
 	}
 	return nil
 }
 
-func edit(ctx context.Context, path string, change func(*Editor) error) error {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
+// EditCopy is Edit for a copy: the manifest in the file from stays as it is, and
+// the changed one appears at to, in place of what is there.
+func EditCopy(ctx context.Context, from, to string, change func(*Editor) error) error {
+	if err := edit(ctx, from, to, change); err != nil {
+		return fmt.Errorf("edit manifest %s to become %s: %w", from, to, err)
 	}
+	return nil
+}
+
+func edit(ctx context.Context, path, to string, change func(*Editor) error) error {
 	if _, err := open(ctx, path); err != nil {
 		return err
 	}
@@ -46,10 +55,12 @@ func edit(ctx context.Context, path string, change func(*Editor) error) error {
 		return err
 	}
 	defer old.Close()
-	if hasHotJournal(path) {
-		return fmt.Errorf("the file %s-journal beside it says that a writer was killed or is at work; wait for it, or pack the tree again", filepath.Base(path))
+	for _, file := range []string{path, to} {
+		if hasHotJournal(file) {
+			return fmt.Errorf("the file %s-journal beside it says that a writer was killed or is at work; wait for it, or pack the tree again", filepath.Base(file))
+		}
 	}
-	copied, err := copyForEdit(path, old)
+	copied, err := copyForEdit(to, old)
 	if err != nil {
 		return err
 	}
@@ -87,6 +98,7 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
+// copyForEdit starts the file that will appear at path, with what old holds.
 func copyForEdit(path string, old *os.File) (*atomicfile.File, error) {
 	info, err := old.Stat()
 	if err != nil {

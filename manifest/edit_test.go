@@ -67,6 +67,50 @@ func deleted(found bool, err error) error {
 	return err
 }
 
+func TestEditCopy(t *testing.T) {
+	from := small(t)
+	before, want := read(t, from), mustOpen(t, from)
+	dir := t.TempDir()
+	to := filepath.Join(dir, "copy.fl")
+	for _, url := range []string{"https://web.example.com/a", "https://web.example.com/b"} { // the second time it is there
+		err := EditCopy(t.Context(), from, to, func(e *Editor) error {
+			return errors.Join(e.DeleteRoutes(), e.AddRoute(Route{0, 255, url}))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := mustOpen(t, to)
+		if diff := cmp.Diff([]Route{{0, 255, url}}, m.Routes()); diff != "" {
+			t.Errorf("routes of the copy differ (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff(dump(want), dump(m)); diff != "" {
+			t.Errorf("the tree of the copy differs (-want +got):\n%s", diff)
+		}
+	}
+	if !bytes.Equal(read(t, from), before) {
+		t.Error("the original changed")
+	}
+	if got := names(t, dir); len(got) != 1 {
+		t.Errorf("directory holds %v, want only the copy", got)
+	}
+
+	there := read(t, to)
+	wrong := errors.New("changed my mind")
+	if err := EditCopy(t.Context(), from, to, func(*Editor) error { return wrong }); !errors.Is(err, wrong) || !bytes.Equal(read(t, to), there) {
+		t.Errorf("EditCopy = %v, want what change returned, and the file as it was", err)
+	}
+	if err := EditCopy(t.Context(), from, filepath.Join(dir, "no", "copy.fl"), func(*Editor) error { return nil }); err == nil {
+		t.Error("EditCopy to a directory that does not exist = nil, want an error")
+	}
+	journal := to + "-journal"
+	if err := os.WriteFile(journal, append([]byte(journalMagic), make([]byte, 1000)...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := EditCopy(t.Context(), from, to, func(*Editor) error { return nil }); err == nil || !strings.Contains(err.Error(), "copy.fl-journal") {
+		t.Errorf("EditCopy to a file with a journal = %v, want an error that names it", err)
+	}
+}
+
 func TestDeleteOfNothing(t *testing.T) {
 	err := Edit(t.Context(), small(t), func(e *Editor) error {
 		if found, err := e.DeleteTag("none"); found || err != nil {

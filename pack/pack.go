@@ -16,7 +16,8 @@
 // host: entries are sorted, and what depends on the place of packing is left
 // out (times of inode changes, sizes of directories, inode numbers).
 //
-// [Unpack] writes the tree of a manifest to a directory.
+// [Unpack] writes the tree of a manifest to a directory. [Copy] copies its objects,
+// sealed as they are, to another store.
 //
 // Memory: about 600 KiB for each block under way, some dozens, and about 300
 // bytes for each file of the tree.

@@ -273,9 +273,9 @@ func TestFirmware(t *testing.T) {
 		}
 	}
 	want := []Finding{
-		{Info, "firmware", "a.ko", "2 of 5 declared firmware files are not there: ../up.fw, gone.fw", []string{"../up.fw", "gone.fw"}},
-		{Info, "firmware", "b.ko", "1 of 4 declared firmware files are not there: c-*.fw", []string{"c-*.fw"}},
-		{Info, "firmware", "", "6 of 9 declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", nil},
+		{Info, "firmware", "a.ko", "2 of 5 declared firmware files are not there: ../up.fw, gone.fw", []string{"../up.fw", "gone.fw"}, ""},
+		{Info, "firmware", "b.ko", "1 of 4 declared firmware files are not there: c-*.fw", []string{"c-*.fw"}, ""},
+		{Info, "firmware", "", "6 of 9 declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", nil, ""},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("findings differ (-want +got):\n%s", diff)

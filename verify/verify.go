@@ -6,8 +6,11 @@
 // belong to the modules beside it. A warning may go wrong, or be meant so. The
 // rest is information: what a person would want to know, and nothing to act on.
 //
-// [Modules] checks a tree of kernel modules, with what it needs of a kernel's
-// configuration ([ReadKernelConfig]) and of the firmware that is shipped with it.
+// [Routes] checks where a manifest sends its readers: what they cannot reach, and
+// what they must not see. [Objects] asks the stores for the content, every object
+// or a sample, and with a [Journal] goes on where it was interrupted. [Modules]
+// checks a tree of kernel modules, with what it needs of a kernel's configuration
+// ([ReadKernelConfig]) and of the firmware that is shipped with it.
 package verify
 
 import (
@@ -47,14 +50,17 @@ type Finding struct {
 	Path     string   `json:"path,omitempty"`  // of what in the tree; empty for the whole
 	Text     string   `json:"text"`            // what is wrong, and what to do
 	Names    []string `json:"names,omitempty"` // all that Text speaks of, where these are many
+	Store    string   `json:"store,omitempty"` // at which store, as [StoreName] has it
 }
 
 func (f Finding) String() string {
-	s := f.Severity.String() + ": " + f.Check + ": "
-	if f.Path != "" {
-		s += f.Path + ": "
+	parts := []string{f.Severity.String(), f.Check}
+	for _, of := range []string{f.Store, f.Path} {
+		if of != "" {
+			parts = append(parts, of)
+		}
 	}
-	return s + f.Text
+	return strings.Join(append(parts, f.Text), ": ")
 }
 
 // Worst returns the highest severity among findings; Info if there are none.
