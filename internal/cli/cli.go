@@ -50,6 +50,7 @@ type app struct {
 	debug    int
 	logLevel string
 	json     bool
+	stores   storeFlags
 }
 
 // Run runs the command that env.Args say, and returns the exit code.
@@ -122,12 +123,13 @@ The format is that of threefoldtech/rfs.
 	flags := root.PersistentFlags()
 	flags.CountVar(&a.debug, "debug", "say more on stderr (as --log-level debug)")
 	flags.StringVar(&a.logLevel, "log-level", "info", "least `level` of messages on stderr: debug, info, warn, error")
+	a.stores.add(root)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
 		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.verifyCommand(),
-		a.keyCommand(), a.signCommand(), a.versionCommand())
+		a.cloneCommand(), a.gcCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }
 

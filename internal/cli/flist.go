@@ -390,7 +390,7 @@ func (a *app) cat(cmd *cobra.Command, m *manifest.Manifest, ino manifest.Ino, ti
 	if !at.IsRegular() {
 		return fmt.Errorf("%s is a %s, not a file", m.Path(ino), typeName(at))
 	}
-	src, err := readStores(m.Routes(), timeout, log)
+	src, err := a.readStores(m.Routes(), timeout, log)
 	if err != nil {
 		return err
 	}

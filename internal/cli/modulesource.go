@@ -56,7 +56,7 @@ func (a *app) openModules(cmd *cobra.Command, t *trust, file string, timeout tim
 	}
 	s := &moduleSource{m: m, kver: m.Tag(manifest.TagKver)}
 	s.dir = "/lib/modules/" + s.kver
-	reader, err := readStores(m.Routes(), timeout, log)
+	reader, err := a.readStores(m.Routes(), timeout, log)
 	if err != nil {
 		reader = noStore{fmt.Errorf("%s: %w", shown(file), err)}
 	}

@@ -95,7 +95,7 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 	if err != nil {
 		return err
 	}
-	return f.serve(cmd.Context(), target, log, ready)
+	return a.serve(cmd.Context(), f, target, log, ready)
 }
 
 // mountLog is the log of a mount, which lives as long as the program.
@@ -112,8 +112,8 @@ func (a *app) mountLog(cmd *cobra.Command, file string) (*slog.Logger, error) {
 
 // serve mounts, says that it is ready, and serves until the context or the mount
 // ends.
-func (f *mountFlags) serve(ctx context.Context, target string, log *slog.Logger, ready func() error) (err error) {
-	o, err := f.open(ctx, log)
+func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog.Logger, ready func() error) (err error) {
+	o, err := f.open(ctx, a, log)
 	if err != nil {
 		return err
 	}

@@ -149,6 +149,7 @@ func (f *treeFlags) add(cmd *cobra.Command, cacheHelp, cacheDefault string) {
 // opened is a manifest with its content.
 type opened struct {
 	tree  *tree.Tree
+	src   store.Reader // of the tree's objects
 	cache *cache.Cache // nil without one
 }
 
@@ -160,7 +161,7 @@ func (o *opened) close() error {
 }
 
 // open opens the manifest and its stores, and puts the cache before them.
-func (f *treeFlags) open(ctx context.Context, log *slog.Logger) (*opened, error) {
+func (f *treeFlags) open(ctx context.Context, a *app, log *slog.Logger) (*opened, error) {
 	m, claims, err := f.trust.open(ctx, f.meta)
 	if err != nil {
 		return nil, err
@@ -168,7 +169,12 @@ func (f *treeFlags) open(ctx context.Context, log *slog.Logger) (*opened, error)
 	if claims.Serial > 0 {
 		log.Info("the signature is right", "manifest", shown(f.meta), "kind", claims.Kind, "kver", claims.Kver, "serial", claims.Serial)
 	}
-	src, err := readStores(m.Routes(), f.timeout, log)
+	return f.openContent(a, m, log)
+}
+
+// openContent opens the stores of a manifest, and puts the cache before them.
+func (f *treeFlags) openContent(a *app, m *manifest.Manifest, log *slog.Logger) (*opened, error) {
+	src, err := a.readStores(m.Routes(), f.timeout, log)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", shown(f.meta), err)
 	}
@@ -186,6 +192,7 @@ func (f *treeFlags) open(ctx context.Context, log *slog.Logger) (*opened, error)
 		}
 		src = o.cache
 	}
+	o.src = src
 	o.tree = tree.New(m, src, nil)
 	return o, nil
 }

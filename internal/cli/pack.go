@@ -88,7 +88,7 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 	if err != nil {
 		return err
 	}
-	writers, routes, err := writeStores(f.stores, f.keepPassword)
+	writers, routes, err := a.writeStores(cmd.Context(), f.stores, f.keepPassword)
 	if err != nil {
 		return err
 	}

@@ -29,17 +29,22 @@ func (a *app) progress(what string) *bar {
 }
 
 // update may be called from several goroutines.
-func (b *bar) update(s pack.Summary) {
-	if b.on == nil || s.Bytes == 0 {
+func (b *bar) update(s pack.Summary) { b.set(s.DoneByte, s.Bytes, true) }
+
+// count is update for work that is counted in objects.
+func (b *bar) count(done, all int) { b.set(int64(done), int64(all), false) }
+
+func (b *bar) set(done, all int64, bytes bool) {
+	if b.on == nil || all == 0 {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.b == nil {
-		b.b = progressbar.NewOptions64(s.Bytes,
+		b.b = progressbar.NewOptions64(all,
 			progressbar.OptionSetDescription(b.what),
 			progressbar.OptionSetWriter(b.on),
-			progressbar.OptionShowBytes(true),
+			progressbar.OptionShowBytes(bytes),
 			progressbar.OptionUseIECUnits(true),
 			progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionSetPredictTime(true),
@@ -47,7 +52,7 @@ func (b *bar) update(s pack.Summary) {
 			progressbar.OptionClearOnFinish(),
 		)
 	}
-	_ = b.b.Set64(s.DoneByte) // a terminal that does not take it is no reason to fail
+	_ = b.b.Set64(done) // a terminal that does not take it is no reason to fail
 }
 
 func (b *bar) finish() {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,33 +10,79 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/httpstore"
+	"overmount/store/s3store"
+	"overmount/store/zdbstore"
+	"overmount/verify"
 )
 
-// writeStores opens the stores to pack to, and returns what the manifest shall
-// say of them.
-func writeStores(specs []string, keepPassword bool) (store.Routes, []manifest.Route, error) {
+// storeHelp tells what a STORE is, for the help of verbs that write to some.
+const storeHelp = `STORE is [xx-yy=]URL. The range says which objects go there, by the first byte
+of their names in hex; the default is 00-ff. Several stores with one range are
+replicas of each other. A URL is one of
+
+  dir:///absolute/path
+  s3://HOST[:PORT]/BUCKET[/PREFIX][?region=R&layout=sharded|flat]     s3s:// with TLS
+  zdb://[:PASSWORD@]HOST[:PORT][/NAMESPACE]
+
+Credentials for S3 come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, from
+--credentials FILE or the files of AWS's tools, or from the URL
+(s3://KEY:SECRET@HOST/BUCKET, with / in them as %2F), which other users of this
+host can see.`
+
+// storeFlags say with which credentials stores are opened.
+type storeFlags struct {
+	credentials string
+	authFile    string
+}
+
+func (f *storeFlags) add(cmd *cobra.Command) {
+	flags := cmd.PersistentFlags()
+	flags.StringVar(&f.credentials, "credentials", "", "`FILE` with credentials for S3, like AWS's (default: AWS's environment variables and files)")
+	flags.StringVar(&f.authFile, "auth-file", "", "`FILE` with tokens and passwords for HTTP servers (default: "+httpstore.AuthFileEnv+")")
+}
+
+// writeStores opens the stores to write to, and returns what the manifest shall
+// say of them. Each is asked whether it will do before anything is written.
+func (a *app) writeStores(ctx context.Context, specs []string, keepPassword bool) (store.Routes, []manifest.Route, error) {
 	var writers store.Routes
 	var routes []manifest.Route
+	opened := map[string]store.Writer{}
 	for _, text := range specs {
 		spec, err := parseSpec(text)
 		if err != nil {
 			return nil, nil, err
 		}
-		w, err := openWriter(spec.URL)
-		if err != nil {
-			return nil, nil, err
+		w := opened[spec.URL.String()]
+		if w == nil {
+			if w, err = a.openWriter(ctx, spec.URL); err != nil {
+				return nil, nil, err
+			}
+			opened[spec.URL.String()] = w
 		}
 		writers = append(writers, store.Route{First: spec.First, Last: spec.Last, Writer: w})
-		written := store.StripPassword(spec.URL)
+		written := withoutSecrets(spec.URL)
 		if keepPassword {
 			written = spec.URL
 		}
 		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: written.String()})
 	}
 	return writers, routes, covered(routes)
+}
+
+// withoutSecrets returns what a manifest may say of a store. Of S3 that is neither
+// secret nor key: without the one the other is of no use.
+func withoutSecrets(u *url.URL) *url.URL {
+	if u.Scheme != "s3" && u.Scheme != "s3s" {
+		return store.StripPassword(u)
+	}
+	stripped := *u
+	stripped.User = nil
+	return &stripped
 }
 
 // parseSpec takes a store specification or, for convenience, the path of a
@@ -51,7 +98,20 @@ func parseSpec(text string) (store.Spec, error) {
 	return store.ParseSpec(text)
 }
 
-func openWriter(u *url.URL) (store.Writer, error) {
+// preflight is what stores can do that tell early why they will not work.
+type preflight interface {
+	Preflight(ctx context.Context) error
+}
+
+// preflightLimit is how long a store may take to answer the first question.
+const preflightLimit = 30 * time.Second
+
+func (a *app) openWriter(ctx context.Context, u *url.URL) (store.Writer, error) {
+	var s interface {
+		store.Writer
+		preflight
+	}
+	var err error
 	switch u.Scheme {
 	case "dir":
 		dir, err := dirPath(u)
@@ -59,14 +119,59 @@ func openWriter(u *url.URL) (store.Writer, error) {
 			return nil, err
 		}
 		return store.NewDir(dir), nil
+	case "s3", "s3s":
+		s, err = a.openS3(u)
+	case "zdb":
+		s, err = zdbstore.New(u, nil)
 	case "http", "https":
-		return nil, fmt.Errorf("store %s: HTTP stores can only be read; pack to a directory that the server serves, dir:///path", u.Redacted())
+		return nil, fmt.Errorf("store %s: HTTP stores can only be read; write to a directory that the server serves, dir:///path, or to the bucket behind it, s3://", redacted(u))
+	default:
+		return nil, unknownScheme(u)
 	}
-	return nil, unknownScheme(u)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, preflightLimit)
+	defer cancel()
+	if err := s.Preflight(ctx); err != nil {
+		return nil, fmt.Errorf("store %s: %w", redacted(u), err)
+	}
+	return s, nil
 }
 
+func (a *app) openS3(u *url.URL) (*s3store.Store, error) {
+	opts := &s3store.Options{Region: s3store.LoadRegion(a.Getenv)}
+	if u.User == nil {
+		var err error
+		if opts.Credentials, err = s3store.LoadCredentials(a.Getenv, a.stores.credentials); err != nil {
+			return nil, err
+		}
+	}
+	return s3store.New(u, opts)
+}
+
+func (a *app) openHTTP(u *url.URL) (*httpstore.Store, error) {
+	auth, err := a.httpAuth()
+	if err != nil {
+		return nil, err
+	}
+	return httpstore.New(u, &httpstore.Options{Auth: auth})
+}
+
+// httpAuth reads the credentials for HTTP servers.
+func (a *app) httpAuth() (*httpstore.Auth, error) {
+	file := a.stores.authFile
+	if file == "" {
+		file = a.Getenv(httpstore.AuthFileEnv)
+	}
+	return httpstore.ReadAuth(file, a.Getenv(httpstore.AuthEnv))
+}
+
+// redacted is a store's URL for people. The query may hold a token.
+func redacted(u *url.URL) string { return verify.StoreName(u.String()) }
+
 func unknownScheme(u *url.URL) error {
-	return fmt.Errorf("store %s: this version knows no scheme %q, only dir, http and https", store.Redact(u.String()), u.Scheme)
+	return fmt.Errorf("store %s: this version knows no scheme %q, only dir, http, https, s3, s3s and zdb", redacted(u), u.Scheme)
 }
 
 func dirPath(u *url.URL) (string, error) {
@@ -94,12 +199,12 @@ func covered(routes []manifest.Route) error {
 
 // readStores opens the stores of a manifest for reading. Routes that this
 // program cannot read are left out with a warning, as long as others are left.
-func readStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, error) {
+func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, error) {
 	var readers store.Routes
 	var failed []error
 	opened := map[string]store.Reader{}
 	for _, route := range routes {
-		r, err := openReader(route.URL, opened)
+		r, err := a.openReader(route.URL, opened)
 		if err != nil {
 			failed = append(failed, err)
 			continue
@@ -119,7 +224,7 @@ func readStores(routes []manifest.Route, budget time.Duration, log *slog.Logger)
 }
 
 // openReader opens the store at a URL, once for all of its routes.
-func openReader(text string, opened map[string]store.Reader) (store.Reader, error) {
+func (a *app) openReader(text string, opened map[string]store.Reader) (store.Reader, error) {
 	if r := opened[text]; r != nil {
 		return r, nil
 	}
@@ -136,11 +241,19 @@ func openReader(text string, opened map[string]store.Reader) (store.Reader, erro
 		}
 		r = store.Checked(store.NewDir(dir))
 	case "http", "https":
-		if r, err = httpstore.New(u, nil); err != nil { // checks objects itself
-			return nil, err
+		r, err = a.openHTTP(u) // checks objects itself
+	case "s3", "s3s":
+		r, err = a.openS3(u) // checks objects itself
+	case "zdb":
+		var s *zdbstore.Store
+		if s, err = zdbstore.New(u, nil); err == nil {
+			r = store.Checked(s)
 		}
 	default:
 		return nil, unknownScheme(u)
+	}
+	if err != nil {
+		return nil, err
 	}
 	opened[text] = r
 	return r, nil

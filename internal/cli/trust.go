@@ -71,27 +71,36 @@ func (t *trust) key() (*signature.PublicKey, error) {
 // checked are the bytes that are read, whatever becomes of FILE on the way; and a
 // journal beside FILE, which nobody has signed, changes nothing.
 func (t *trust) open(ctx context.Context, file string) (*manifest.Manifest, signature.Claims, error) {
-	key, err := t.key()
+	m, c, _, done, err := t.openFile(ctx, file)
 	if err != nil {
 		return nil, signature.Claims{}, err
 	}
-	var m *manifest.Manifest
-	var c signature.Claims
+	done()
+	return m, c, nil
+}
+
+// openFile is open for who needs the bytes, too: they are in the file at path,
+// until done is called.
+func (t *trust) openFile(ctx context.Context, file string) (m *manifest.Manifest, c signature.Claims, path string, done func(), err error) {
+	key, err := t.key()
+	if err != nil {
+		return nil, c, "", nil, err
+	}
 	if key == nil && !isURL(file) {
+		path, done = file, func() {}
 		m, err = manifest.Open(ctx, file)
 	} else {
-		m, c, err = t.openCopy(ctx, key, file)
+		m, c, path, done, err = t.openCopy(ctx, key, file)
 	}
 	if err == nil {
-		err = t.wanted(m)
+		if err = t.wanted(m); err != nil {
+			done()
+		}
 	}
 	if errors.Is(err, errRefused) {
 		err = fmt.Errorf("manifest %s %w", shown(file), err)
 	}
-	if err != nil {
-		return nil, signature.Claims{}, err
-	}
-	return m, c, nil
+	return m, c, path, done, err
 }
 
 var (
@@ -99,35 +108,39 @@ var (
 	errUnsigned = fmt.Errorf("%w: it is not signed", errRefused)
 )
 
-func (t *trust) openCopy(ctx context.Context, key *signature.PublicKey, file string) (m *manifest.Manifest, c signature.Claims, err error) {
+func (t *trust) openCopy(ctx context.Context, key *signature.PublicKey, file string) (m *manifest.Manifest, c signature.Claims, path string, done func(), err error) {
 	// First, because it is small and may be missing.
 	var sig []byte
 	if key != nil {
 		if sig, err = readSignature(ctx, file); err != nil {
-			return nil, c, err
+			return nil, c, "", nil, err
 		}
 	}
 	tmp, remove, err := copyManifest(ctx, file)
 	if err != nil {
-		return nil, c, err
+		return nil, c, "", nil, err
 	}
-	defer remove()
+	defer func() {
+		if err != nil {
+			remove()
+		}
+	}()
 	if key != nil {
 		if c, err = signature.Verify(*key, tmp, sig); err == nil {
 			err = c.CheckSerial(t.minSerial)
 		}
 		if err != nil {
-			return nil, c, fmt.Errorf("%w: %w", errRefused, err)
+			return nil, c, "", nil, fmt.Errorf("%w: %w", errRefused, err)
 		}
 	}
 	if m, err = manifest.Open(ctx, tmp.Name()); err != nil {
-		return nil, c, fmt.Errorf("%s: %w", shown(file), err)
+		return nil, c, "", nil, fmt.Errorf("%s: %w", shown(file), err)
 	}
 	if key != nil && (c.Kind != m.Tag(manifest.TagKind) || c.Kver != m.Tag(manifest.TagKver)) {
-		return nil, c, fmt.Errorf("%w: it is of kind %q for kernel %q, and its signature says kind %q for kernel %q",
+		return nil, c, "", nil, fmt.Errorf("%w: it is of kind %q for kernel %q, and its signature says kind %q for kernel %q",
 			errRefused, m.Tag(manifest.TagKind), m.Tag(manifest.TagKver), c.Kind, c.Kver)
 	}
-	return m, c, nil
+	return m, c, tmp.Name(), remove, nil
 }
 
 // wanted refuses a manifest that is another than was asked for.

@@ -46,7 +46,7 @@ func (a *app) unpack(cmd *cobra.Command, f *treeFlags, owners bool, target strin
 	if err != nil {
 		return err
 	}
-	o, err := f.open(cmd.Context(), log)
+	o, err := f.open(cmd.Context(), a, log)
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,14 @@
 package cli
 
 import (
+	"cmp"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,49 +16,87 @@ import (
 
 	"overmount/depmod"
 	"overmount/manifest"
+	"overmount/store"
+	"overmount/tree"
 	"overmount/verify"
 )
 
 type verifyFlags struct {
+	objects   amount
+	existence bool
+	journal   string
+	parallel  int
+	forOthers bool
+
 	trust        trust
 	kver         string
 	firmware     string
 	kernelConfig string
 	depmodConfig []string
-	strict       bool
-	timeout      time.Duration
+
+	strict  bool
+	timeout time.Duration
 }
 
+// amount is a flag of how many objects are checked.
+type amount struct{ verify.Amount }
+
+func (a *amount) Set(text string) (err error) {
+	a.Amount, err = verify.ParseAmount(text)
+	return err
+}
+
+func (a *amount) Type() string { return "amount" }
+
 func (a *app) verifyCommand() *cobra.Command {
-	var f verifyFlags
+	f := verifyFlags{objects: amount{verify.DefaultSample}}
 	cmd := &cobra.Command{
 		Use:   "verify FILE",
-		Short: "Check that a packed tree of modules is complete and right",
-		Long: `Verify reads every module of FILE, a manifest or a directory lib/modules/KVER, and
+		Short: "Check that a manifest, its stores and its modules are complete and right",
+		Long: `Verify tells what is wrong with FILE before a machine boots from it. FILE is a
+manifest, a path or an http(s) URL, or a directory lib/modules/KVER.
+
+Of each manifest it checks the stores that it names, without asking them:
+passwords and tokens in their URLs, places that other machines cannot reach,
+objects for which there is no store. Then it asks every store for the objects
+that it is meant for, 64 of them if --objects does not say otherwise: each is
+fetched, compared with its name and opened. With --existence, stores are only
+asked whether they have the objects. The layout that a store turns out to have
+is told, too.
+
+Of modules, it reads every module in addition, from whichever store has it, and
 tells what is wrong: modules that cannot be read, index files that are not byte
 by byte what depmod writes, modules that modules.dep lacks or has too many,
 modules of another kernel, signatures, and compression that the kernel cannot
-undo (with --kernel-config).
+undo (with --kernel-config). With --firmware, it tells which declared firmware
+is not there. Declared names are hints, so that is no error.
 
-With --firmware, it tells which declared firmware is not there. Declared names
-are hints, so that is no error.
-
-What is found is an error, a warning or information. Only errors make verify
-fail; with --strict, warnings do too.
+With --journal, what was found to be right is noted in a file, and a check that
+was interrupted goes on where it was. When the check is over, the file is removed.
 
 With --pubkey, FILE has to be signed, and a manifest given with --firmware, too.
 --min-serial is about FILE.
 
-With --json, each finding is an object: severity, check, path, text, names.
+What is found is an error, a warning or information. Only errors make verify
+fail; with --strict, warnings do too.
+
+With --json, each finding is an object: severity, check, store, path, text,
+names.
 
 ` + exitCodes,
 		Example: `  overmount verify modules.fl
-  overmount verify --firmware firmware.fl --kernel-config /boot/config-6.1.0-56-amd64 https://web.example.com/modules.fl
+  overmount verify --objects all --for-others --strict https://web.example.com/firmware.fl
+  overmount verify --firmware firmware.fl --kernel-config /boot/config-6.1.0-56-amd64 modules.fl
   overmount verify /lib/modules/6.1.0-56-amd64`,
 		Args: args(1, 1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd, &f, args[0]) },
 	}
 	flags := cmd.Flags()
+	flags.Var(&f.objects, "objects", "how many objects each store is asked for: all, none, sample or sample=N")
+	flags.BoolVar(&f.existence, "existence", false, "ask stores whether they have the objects, and fetch one of each store")
+	flags.StringVar(&f.journal, "journal", "", "`FILE` for what has been checked, to go on after an interruption")
+	flags.IntVar(&f.parallel, "parallel", 32, "`number` of requests at a time")
+	flags.BoolVar(&f.forOthers, "for-others", false, "let it be an error that machines of other networks cannot reach a store")
 	flags.StringVar(&f.kver, "kver", "", "kernel `version` that modules must be for (default: that of the manifest, or the name of the directory)")
 	flags.StringVar(&f.firmware, "firmware", "", "`FILE` that will be at /lib/firmware, a manifest or a directory")
 	flags.StringVar(&f.kernelConfig, "kernel-config", "", "`FILE` with the configuration of the kernel that will load the modules")
@@ -67,35 +109,144 @@ With --json, each finding is an object: severity, check, path, text, names.
 }
 
 func (a *app) verify(cmd *cobra.Command, f *verifyFlags, file string) error {
-	ctx := cmd.Context()
 	src, err := a.openModules(cmd, &f.trust, file, f.timeout)
 	if err != nil {
 		return err
 	}
-	if src.m != nil && src.m.Tag(manifest.TagKind) != "modules" {
-		return fmt.Errorf("verify %s: it is not a manifest of modules (pack --kind modules); of other trees there is nothing to check yet", shown(file))
+	modules := src.m == nil || src.m.Tag(manifest.TagKind) == "modules"
+	if err := f.check(cmd, src.m != nil, modules); err != nil {
+		return err
 	}
+	var findings []verify.Finding
+	if src.m != nil {
+		if findings, err = a.verifyStores(cmd.Context(), f, src.m); err != nil {
+			return fmt.Errorf("verify %s: %w", shown(file), err)
+		}
+	}
+	if modules {
+		more, err := a.verifyModules(cmd, f, src)
+		if err != nil {
+			return fmt.Errorf("verify %s: %w", shown(file), err)
+		}
+		findings = append(findings, more...)
+	}
+	slices.SortStableFunc(findings, func(a, b verify.Finding) int { return cmp.Compare(b.Severity, a.Severity) })
+	return a.found(file, findings, f.strict)
+}
+
+// check refuses flags that mean nothing for the FILE.
+func (f *verifyFlags) check(cmd *cobra.Command, isManifest, modules bool) error {
+	if f.parallel <= 0 {
+		return usagef(cmd, "--parallel %d: want at least 1", f.parallel)
+	}
+	for _, name := range []string{"objects", "existence", "journal", "parallel", "for-others"} {
+		if cmd.Flags().Changed(name) && !isManifest {
+			return usagef(cmd, "--%s is for manifests, and FILE is a directory", name)
+		}
+	}
+	for _, name := range []string{"kver", "firmware", "kernel-config", "depmod-config"} {
+		if cmd.Flags().Changed(name) && !modules {
+			return usagef(cmd, "--%s is for modules, and FILE is not a manifest of these (pack --kind modules)", name)
+		}
+	}
+	return nil
+}
+
+// verifyStores checks where the manifest says that its objects are, and whether
+// they are there.
+func (a *app) verifyStores(ctx context.Context, f *verifyFlags, m *manifest.Manifest) ([]verify.Finding, error) {
+	findings := verify.Routes(m, &verify.RoutesOptions{ForOthers: f.forOthers})
+	if f.objects.Amount == verify.None {
+		return findings, nil
+	}
+	stores, unread := a.storesToVerify(m.Routes())
+	opts := &verify.ObjectsOptions{Amount: f.objects.Amount, ExistenceOnly: f.existence, Parallel: f.parallel, Budget: f.timeout}
+	end, err := f.resume(m, opts)
+	if err != nil {
+		return nil, err
+	}
+	bar := a.progress("checking")
+	opts.Progress = bar.count
+	more, err := verify.Objects(ctx, m, stores, opts)
+	bar.finish()
+	return slices.Concat(findings, unread, more), end(err)
+}
+
+// resume lets a check go on where the journal says that one was interrupted. Who
+// calls it tells end how the check went.
+func (f *verifyFlags) resume(m *manifest.Manifest, o *verify.ObjectsOptions) (end func(error) error, err error) {
+	if f.journal == "" {
+		return func(err error) error { return err }, nil
+	}
+	j, err := verify.OpenJournal(f.journal, m, f.existence)
+	if err != nil {
+		return nil, err
+	}
+	o.Known, o.Done = j.Known, j.Done
+	return func(err error) error {
+		if err != nil {
+			return errors.Join(err, j.Close())
+		}
+		return j.Remove()
+	}, nil
+}
+
+// storesToVerify opens the stores of routes. What cannot be opened is a finding;
+// what cannot be parsed is one of verify.Routes.
+func (a *app) storesToVerify(routes []manifest.Route) (stores []verify.Store, unread []verify.Finding) {
+	opened := map[string]store.Reader{}
+	for _, r := range routes {
+		spec, err := store.ParseSpec(r.URL)
+		if err != nil {
+			continue
+		}
+		s := verify.Store{Name: verify.StoreName(r.URL), First: r.First, Last: r.Last}
+		if s.Reader, err = a.openReader(r.URL, opened); err != nil {
+			unread = append(unread, verify.Finding{Severity: verify.Error, Check: "objects", Store: s.Name, Text: "nothing was checked there: " + err.Error()})
+			continue
+		}
+		s.Prober, _ = s.Reader.(store.Prober)
+		if dir, err := dirPath(spec.URL); spec.URL.Scheme == "dir" && err == nil {
+			s.Prober = store.NewDir(dir)
+		}
+		if l, ok := s.Reader.(interface{ Layout() (store.Layout, bool) }); ok {
+			s.Layout = func() string {
+				if layout, known := l.Layout(); known {
+					return layout.String()
+				}
+				return ""
+			}
+		}
+		stores = append(stores, s)
+	}
+	return stores, unread
+}
+
+// verifyModules checks the modules. That no store answers is a finding: those of
+// the stores say more.
+func (a *app) verifyModules(cmd *cobra.Command, f *verifyFlags, src *moduleSource) ([]verify.Finding, error) {
+	ctx := cmd.Context()
 	opts := &verify.ModulesOptions{Kver: src.kver, Inline: src.inline()}
 	if f.kver != "" {
 		opts.Kver = f.kver
 	}
-	if opts.Config, err = depmod.ReadConfig("/", f.depmodConfig...); len(f.depmodConfig) == 0 {
-		opts.Config, err = nil, nil
-	}
-	if err != nil {
-		return err
+	var err error
+	if len(f.depmodConfig) > 0 {
+		if opts.Config, err = depmod.ReadConfig("/", f.depmodConfig...); err != nil {
+			return nil, err
+		}
 	}
 	if opts.Kernel, err = readKernelConfig(f.kernelConfig); err != nil {
-		return err
+		return nil, err
 	}
 	if opts.Firmware, err = a.openFirmware(cmd, f); err != nil {
-		return err
+		return nil, err
 	}
 	findings, err := verify.Modules(ctx, src.fs(ctx), opts)
-	if err != nil {
-		return fmt.Errorf("verify %s: %w", shown(file), err)
+	if lost, ok := errors.AsType[*tree.BlockError](err); ok && ctx.Err() == nil && store.Temporary(lost.Err) {
+		return []verify.Finding{{Severity: verify.Error, Check: "module", Text: "the modules were not checked: " + err.Error()}}, nil
 	}
-	return a.found(file, findings, f.strict)
+	return findings, err
 }
 
 func readKernelConfig(file string) (verify.KernelConfig, error) {
