@@ -113,6 +113,9 @@ func Run(ctx context.Context, src fs.FS, dst store.Writer, path string, opts *Op
 	if err := p.walk(ctx); err != nil {
 		return p.summary(), err
 	}
+	if err := p.learn(ctx); err != nil {
+		return p.summary(), err
+	}
 	if err := p.content(ctx); err != nil {
 		return p.summary(), err
 	}
@@ -136,6 +139,18 @@ func (p *packer) finish(ctx context.Context, path string) error {
 		return err
 	}
 	return w.Commit()
+}
+
+// learn lets the store list what it has, unless that would cost more than to ask
+// for each object: a list has about a thousand for the price of one.
+func (p *packer) learn(ctx context.Context) error {
+	const each = 100
+	l, ok := p.dst.(store.Learner)
+	if !ok || p.blocks == 0 {
+		return nil
+	}
+	_, err := l.Learn(ctx, int(min(p.blocks, 1<<20))*each)
+	return err
 }
 
 func (p *packer) sync(ctx context.Context) error {

@@ -611,3 +611,27 @@ func sound(t *testing.T, path, objects string) {
 		}
 	}
 }
+
+// A listed store knows what it has from a list.
+type listed struct {
+	store.Mem
+	most []int
+}
+
+func (l *listed) Learn(_ context.Context, most int) (bool, error) {
+	l.most = append(l.most, most)
+	return true, nil
+}
+
+func TestStoreIsListedOnce(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, []treetest.File{{Path: "a", Data: []byte("a")}, {Path: "b", Data: treetest.Random(1, block.Size+1)}})
+	l := &listed{}
+	routes := store.Routes{{Last: 255, Writer: l}}
+	if _, err := Run(t.Context(), Dir(dir), routes, filepath.Join(t.TempDir(), "m.fl"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.most) != 1 || l.most[0] != 300 || l.Len() != 3 {
+		t.Errorf("Learn was called with %v, and %d objects came, want 300, 100 for each of 3", l.most, l.Len())
+	}
+}

@@ -42,6 +42,7 @@ var (
 	_ Reader    = Routes(nil)
 	_ Writer    = Routes(nil)
 	_ Syncer    = Routes(nil)
+	_ Learner   = Routes(nil)
 	_ Forgetter = Routes(nil)
 )
 
@@ -113,6 +114,25 @@ func (rs Routes) Put(ctx context.Context, id block.ID, object []byte) (stored bo
 		return false, err
 	}
 	return wrote.Load(), nil
+}
+
+// Learn lets every store that can list what it has do so, and reports whether all
+// of them did, in whole. One that cannot be listed is asked for each object
+// instead, so that only ctx's error is returned.
+func (rs Routes) Learn(ctx context.Context, most int) (complete bool, err error) {
+	complete = true
+	for _, r := range rs {
+		l, ok := r.Writer.(Learner)
+		if !ok {
+			continue
+		}
+		all, err := l.Learn(ctx, most)
+		if ctx.Err() != nil {
+			return false, ctx.Err()
+		}
+		complete = complete && all && err == nil
+	}
+	return complete, nil
 }
 
 // Sync syncs every store that needs it, also after one has failed.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"overmount/block"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/httpstore"
@@ -136,7 +137,20 @@ func (a *app) openWriter(ctx context.Context, u *url.URL) (store.Writer, error) 
 	if err := s.Preflight(ctx); err != nil {
 		return nil, fmt.Errorf("store %s: %w", redacted(u), err)
 	}
-	return s, nil
+	if s3, ok := s.(*s3store.Store); ok {
+		return bucket{s3, store.RetryWriter(s3, nil)}, nil
+	}
+	return store.RetryWriter(s, nil), nil
+}
+
+// A bucket is a store in S3 whose writes are tried again.
+type bucket struct {
+	*s3store.Store
+	retried store.Writer
+}
+
+func (b bucket) Put(ctx context.Context, id block.ID, object []byte) (stored bool, err error) {
+	return b.retried.Put(ctx, id, object)
 }
 
 func (a *app) openS3(u *url.URL) (*s3store.Store, error) {

@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"overmount/internal/testenv"
+)
+
+// startS3 starts a private S3 server with one bucket, and returns its address, the
+// directory that holds the bucket's files, and what ends it.
+func startS3(t *testing.T, key, secret string) (host, files string, stop func()) {
+	t.Helper()
+	program := testenv.Program(t, "OVERMOUNT_TEST_VERSITYGW", "scripts/versitygw builds one")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host = l.Addr().String()
+	l.Close()
+	dir := t.TempDir()
+	files = filepath.Join(dir, "files/flists")
+	for _, d := range []string{files, filepath.Join(dir, "attributes")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(program, "--port", host, "--region", "rack-7", "--quiet", "--health", "/health",
+		"posix", "--sidecar", filepath.Join(dir, "attributes"), filepath.Join(dir, "files"))
+	cmd.Env = []string{"ROOT_ACCESS_KEY=" + key, "ROOT_SECRET_KEY=" + secret}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+	}
+	t.Cleanup(stop)
+	for end := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) { // it has no way to say that it is ready
+		if resp, err := http.Get("http://" + host + "/health"); err == nil {
+			resp.Body.Close()
+			return host, files, stop
+		}
+		if time.Now().After(end) {
+			t.Fatal("the S3 server does not answer")
+		}
+	}
+}
+
+// TestPrivateBucketPublicWeb packs to a private bucket, lets the manifest name a
+// web server of the same objects, and reads from there with the S3 server gone.
+// The secret is nowhere.
+func TestPrivateBucketPublicWeb(t *testing.T) {
+	testenv.FUSE(t)
+	const key, secret = "AKFLEET", "hunter2/with+signs@and:more"
+	host, files, stop := startS3(t, key, secret)
+	t.Setenv("AWS_ACCESS_KEY_ID", key)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", secret)
+	work := t.TempDir()
+	src, meta := filepath.Join(work, "src"), filepath.Join(work, "x.fl")
+	if err := os.CopyFS(src, os.DirFS("testdata")); err != nil {
+		t.Fatal(err)
+	}
+	bucket := "s3://" + host + "/flists/blobs"
+	var said strings.Builder
+	overmount := func(args ...string) string {
+		out := mustRun(t, "overmount", args...)
+		said.WriteString(out)
+		return out
+	}
+	if out := overmount("pack", "-m", meta, "-s", bucket, src); !strings.Contains(out, " 0 known") {
+		t.Errorf("pack says %q, want that no object was known", out)
+	}
+	if out := overmount("pack", "-m", meta, "-s", bucket, src); !strings.Contains(out, " 0 new") {
+		t.Errorf("the second pack says %q, want that all objects were known", out)
+	}
+	overmount("verify", "--objects", "all", meta)
+	for name, env := range map[string]string{"secret key is wrong": "AWS_SECRET_ACCESS_KEY", "does not know the key id": "AWS_ACCESS_KEY_ID"} {
+		good := os.Getenv(env)
+		t.Setenv(env, "wrong")
+		r := run(t, "overmount", "pack", "-m", meta+".2", "-s", bucket, src)
+		t.Setenv(env, good)
+		said.WriteString(r.stderr)
+		if r.code != 1 || !strings.Contains(r.stderr, name) {
+			t.Errorf("pack with a wrong %s: exit code %d, %q, want it to say %q", env, r.code, r.stderr, name)
+		}
+	}
+	r := run(t, "overmount", "pack", "-m", meta+".2", "-s", fmt.Sprintf("s3://%s:%s@%s/none", key, "hunter2%2Fwith+signs%40and:more", host), src)
+	said.WriteString(r.stderr)
+	if r.code != 1 || !strings.Contains(r.stderr, `there is no bucket "none"`) {
+		t.Errorf("pack to a bucket that is not there: exit code %d, %q", r.code, r.stderr)
+	}
+
+	web := httptest.NewServer(http.FileServer(http.Dir(files)))
+	t.Cleanup(web.Close)
+	overmount("config", "-m", meta, "store", "delete", "-a")
+	overmount("config", "-m", meta, "store", "add", "-s", web.URL+"/blobs")
+	stop()
+	overmount("verify", "--objects", "all", meta)
+	target := filepath.Join(work, "mnt")
+	mountAt(t, target, "-m", meta)
+	same(t, "mounted", manifestOf(t, src), manifestOf(t, target))
+
+	data, err := os.ReadFile(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{"manifest": string(data), "output": said.String()} {
+		if strings.Contains(text, "hunter2") || where == "manifest" && strings.Contains(text, key) {
+			t.Errorf("the %s holds the secret", where)
+		}
+	}
+	err = filepath.WalkDir(work, func(name string, d fs.DirEntry, err error) error {
+		if strings.HasSuffix(name, ".fl.2") {
+			t.Errorf("a pack that failed left %s", name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
