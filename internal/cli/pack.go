@@ -47,9 +47,7 @@ func (a *app) packCommand() *cobra.Command {
 STORE, and then writes the manifest. A manifest that exists is replaced when
 all went well, and not touched otherwise.
 
-STORE is [xx-yy=]URL. The range says which objects go there, by the first byte
-of their names in hex; the default is 00-ff. Several stores with one range are
-replicas of each other. URL is dir:///absolute/path.
+` + storeHelp + `
 
 The same tree gives the same manifest. If SOURCE_DATE_EPOCH is set, it is noted
 as the time of creation, and files that are newer get it as their time.
