@@ -18,6 +18,7 @@
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names
+//	         origin            manifests from where they are published, and kept
 //	         store/httpstore   a store behind HTTP
 //	         store/s3store     a store in an S3 bucket
 //	         store/storetest   the tests of every store, and servers that fail

@@ -19,7 +19,7 @@ var floors = map[string]int{
 
 	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "gateway": 3,
 
-	"tree": 2, "tree/treetest": 2, "cache": 2, "coldplug": 2, "gc": 2,
+	"tree": 2, "tree/treetest": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2,
 	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
 
 	"manifest": 1, "store": 1, "depmod": 1, "signature": 1, "kmod/kmodtest": 1,
