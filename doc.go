@@ -15,6 +15,7 @@
 //	floor 3  pack              a file tree to objects and a manifest, and back
 //	         verify            what is wrong with a packed tree
 //	         fusefs            a tree as a FUSE mount
+//	         boot              what a machine does on its way up, and when
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names

@@ -149,7 +149,7 @@ func (c *Config) Warnings() []string { return c.warnings }
 // does, with underscores.
 func (c *Config) AddCommandLine(line string) {
 	line, _, _ = strings.Cut(line, "\x00")
-	for word := range words(line) {
+	for word := range CommandLine(line) {
 		module, param, ok := parameter(word)
 		if !ok {
 			continue
@@ -162,9 +162,9 @@ func (c *Config) AddCommandLine(line string) {
 	}
 }
 
-// words splits a command line at the spaces that are not in quotes. A last word
+// CommandLine splits a kernel command line at the spaces that are not in quotes. A last word
 // whose quotes are not closed is dropped.
-func words(line string) iter.Seq[string] {
+func CommandLine(line string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		start, quoted := 0, false
 		for i := range len(line) + 1 {

@@ -1,0 +1,401 @@
+// Package boot is what a machine does on its way up: get the manifests of its
+// kernel's modules and of the firmware, mount them over /lib/modules/<kver> and
+// /lib/firmware, have what its devices will ask for on the way, and let the
+// drivers be loaded.
+//
+// The steps are
+//
+//	fetch     both manifests, at the same time, until the network is there or the
+//	          wait for it is over; then the last good ones, or the image's own
+//	firmware  the firmware of stage 1 stays reachable (firmware_class.path)
+//	mount     what a dead daemon left is taken away first
+//	prefetch  in the background
+//	coldplug  udevadm control --reload, trigger, settle; or our own
+//	load      modules that are wanted in any case
+//
+// No step that fails keeps the next from being tried: a machine with half of its
+// drivers is better than none. What failed is in the [Report], which makes it
+// degraded; places whose manifests could not be had are tried again in the
+// background ([Boot.Background]), for ever, with coldplug once they are there.
+//
+// depmod has no step: the indexes are in the manifest.
+//
+// The package decides what is done and when. How, it is told in [Actions].
+package boot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"golang.org/x/sys/unix"
+
+	"overmount/origin"
+	"overmount/signature"
+)
+
+// Kinds of places.
+const (
+	Modules  = "modules"
+	Firmware = "firmware"
+)
+
+// A Mounted is a manifest that is mounted.
+type Mounted interface {
+	// Counts returns what was read so far, by names that are those of the report.
+	Counts() map[string]int64
+	// Unmount takes the mount away, and waits for the last who use it.
+	Unmount() error
+}
+
+// Actions are what a boot does to a machine. All are needed.
+type Actions struct {
+	// Fetch gets the manifest at a place, as origin.Fetcher's method does.
+	Fetch func(ctx context.Context, place, dir string, t origin.Trust) (origin.Copy, error)
+	// ClearDead takes away mounts at a directory whose daemon is dead.
+	ClearDead func(ctx context.Context, dir string) error
+	// Mount mounts the manifest in a file over a directory.
+	Mount func(ctx context.Context, kind, file, dir string) (Mounted, error)
+	// Prefetch starts to get what the devices of this machine will ask for, and
+	// says what that is. It does not wait until it is there.
+	Prefetch func(ctx context.Context) (string, error)
+	// Coldplug has all devices announced again, and returns when they have
+	// settled, with what it did.
+	Coldplug func(ctx context.Context) (string, error)
+	// Load loads modules by name.
+	Load func(ctx context.Context, names []string) error
+}
+
+// A Boot is one way up.
+type Boot struct {
+	c       Config
+	do      Actions
+	log     *slog.Logger
+	start   time.Time
+	trust   map[string]origin.Trust
+	lock    *os.File
+	firmDir string // the file of firmware_class.path
+
+	mu      sync.Mutex
+	report  Report
+	mounted []Mounted
+	pending []place
+}
+
+// A place is a manifest and where it goes.
+type place struct{ kind, manifest, dir string }
+
+// New prepares a boot. It takes the lock of RunDir, which is held until Close, and
+// fails if another boot has it, and for a configuration that cannot be used.
+func New(c *Config, do Actions, log *slog.Logger) (*Boot, error) {
+	b := &Boot{c: *c, do: do, log: log, start: time.Now(), firmDir: firmwarePath}
+	if b.c.Kver == "" {
+		var err error
+		if b.c.Kver, err = runningKernel(); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.c.fill(); err != nil {
+		return nil, err
+	}
+	if err := b.readKey(); err != nil {
+		return nil, err
+	}
+	b.report = Report{Kver: b.c.Kver}
+	return b, b.takeLock()
+}
+
+func runningKernel() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", fmt.Errorf("version of the kernel: %w", err)
+	}
+	return unix.ByteSliceToString(u.Release[:]), nil
+}
+
+func (b *Boot) readKey() error {
+	modules := origin.Trust{Kind: Modules, Kver: b.c.Kver, MinSerial: b.c.ModulesSerial}
+	firmware := origin.Trust{Kind: Firmware, MinSerial: b.c.FirmwareSerial}
+	if b.c.Pubkey != "" {
+		key, err := signature.ReadPublicKey(b.c.Pubkey)
+		if err != nil {
+			return err
+		}
+		modules.Key, firmware.Key = &key, &key
+	} else if b.c.ModulesSerial > 0 || b.c.FirmwareSerial > 0 {
+		return errors.New("a least serial is wanted, and no pubkey that signs it")
+	}
+	b.trust = map[string]origin.Trust{Modules: modules, Firmware: firmware}
+	return nil
+}
+
+func (b *Boot) takeLock() error {
+	if err := os.MkdirAll(b.c.RunDir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(b.c.RunDir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return fmt.Errorf("another boot holds %s: it is at work, or serves the mounts (%w)", f.Name(), err)
+	}
+	b.lock = f
+	return nil
+}
+
+// Config returns the configuration, with its defaults filled in.
+func (b *Boot) Config() Config { return b.c }
+
+// Run does the steps, once. It returns when all is done that can be done now; the
+// report says how far that was. It fails only if the context ends.
+func (b *Boot) Run(ctx context.Context) error {
+	b.step("firmware", func() (string, error) { return b.keepStage1() })
+	b.getAll(ctx, b.places())
+	b.devices(ctx)
+	return ctx.Err()
+}
+
+func (b *Boot) places() []place {
+	var places []place
+	for _, p := range []place{{Modules, b.c.Modules, b.c.ModulesDir}, {Firmware, b.c.Firmware, b.c.FirmwareDir}} {
+		if given(p.manifest) {
+			places = append(places, p)
+		}
+	}
+	return places
+}
+
+// getAll fetches and mounts, all places at the same time.
+func (b *Boot) getAll(ctx context.Context, places []place) {
+	var wg sync.WaitGroup
+	for _, p := range places {
+		wg.Go(func() {
+			if err := b.get(ctx, p, b.c.NetworkWait); err != nil && ctx.Err() == nil {
+				b.log.Error("cannot mount; going on without, and trying again", "kind", p.kind, "error", err)
+				b.mu.Lock()
+				b.pending = append(b.pending, p)
+				b.mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// get fetches and mounts one place.
+func (b *Boot) get(ctx context.Context, p place, wait time.Duration) error {
+	var c origin.Copy
+	err := b.step("fetch "+p.kind, func() (note string, err error) {
+		c, err = b.obtain(ctx, p, wait)
+		return fmt.Sprintf("%s: %s, serial %d", origin.Shown(p.manifest), c.State, c.Claims.Serial), err
+	})
+	if err != nil {
+		return err
+	}
+	return b.step("mount "+p.kind, func() (string, error) { return p.dir, b.mount(ctx, p, c) })
+}
+
+// The pauses between two tries to get a manifest.
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 2 * time.Second
+)
+
+// obtain gets a manifest: from its place, as long as that may still become
+// possible and wait is not over; else the one that was kept; else the image's own.
+func (b *Boot) obtain(ctx context.Context, p place, wait time.Duration) (origin.Copy, error) {
+	within, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	pauses := &backoff.ExponentialBackOff{InitialInterval: firstPause, MaxInterval: maxPause, Multiplier: 2, RandomizationFactor: 0.5}
+	var last error
+	for {
+		c, err := b.do.Fetch(within, p.manifest, b.c.Kept, b.trust[p.kind])
+		if err == nil {
+			return c, nil
+		}
+		if within.Err() == nil {
+			if last == nil {
+				b.log.Warn("manifest cannot be had yet", "kind", p.kind, "for", wait, "error", err)
+			}
+			last = err
+		}
+		if errors.Is(err, origin.ErrRefused) || errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		select {
+		case <-time.After(pauses.NextBackOff()):
+			continue
+		case <-within.Done():
+		}
+		break
+	}
+	if ctx.Err() != nil {
+		return origin.Copy{}, ctx.Err()
+	}
+	if last == nil {
+		last = fmt.Errorf("manifest %s: no answer within %v", origin.Shown(p.manifest), wait)
+	}
+	return b.fallback(ctx, p, last)
+}
+
+// fallback looks for a manifest on this machine, after its place failed.
+func (b *Boot) fallback(ctx context.Context, p place, reason error) (origin.Copy, error) {
+	name, err := origin.Name(p.manifest)
+	if err != nil {
+		return origin.Copy{}, reason
+	}
+	for _, dir := range []string{b.c.Kept, b.c.Embedded} {
+		c, err := origin.Open(ctx, dir, name, b.trust[p.kind])
+		if err == nil {
+			b.log.Warn("using a manifest from this machine", "kind", p.kind, "file", c.Path, "serial", c.Claims.Serial, "reason", reason)
+			b.degrade()
+			return c, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			reason = errors.Join(reason, err)
+		}
+	}
+	return origin.Copy{}, reason
+}
+
+// mountLimit is how long a mount may take.
+const mountLimit = 30 * time.Second
+
+func (b *Boot) mount(ctx context.Context, p place, c origin.Copy) error {
+	ctx, cancel := context.WithTimeout(ctx, mountLimit)
+	defer cancel()
+	if err := b.do.ClearDead(ctx, p.dir); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(p.dir, 0o755); err != nil {
+		return err
+	}
+	m, err := b.do.Mount(ctx, p.kind, c.Path, p.dir)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.mounted = append(b.mounted, m)
+	b.report.Mounts = append(b.report.Mounts, &MountReport{
+		Kind: p.kind, Manifest: origin.Shown(p.manifest), State: string(c.State), Serial: c.Claims.Serial, Dir: p.dir, counts: m.Counts,
+	})
+	return nil
+}
+
+// devices does the steps that need the mounts.
+func (b *Boot) devices(ctx context.Context) {
+	if ctx.Err() != nil {
+		return
+	}
+	if b.c.Prefetch != none && len(b.mounted) > 0 {
+		b.step("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
+	}
+	if b.c.Coldplug != none {
+		b.step("coldplug", func() (string, error) { return b.do.Coldplug(ctx) })
+	}
+	if len(b.c.Load) > 0 {
+		b.step("load", func() (string, error) { return fmt.Sprint(b.c.Load), b.do.Load(ctx, b.c.Load) })
+	}
+}
+
+// step does a step, notes it, and returns its error.
+func (b *Boot) step(name string, do func() (string, error)) error {
+	s := Step{Name: name, Start: time.Since(b.start)}
+	note, err := do()
+	s.Took, s.Note = time.Since(b.start)-s.Start, note
+	if err != nil {
+		s.Note, s.Error = "", err.Error()
+		b.degrade()
+		b.log.Error("step failed", "step", name, "took", s.Took.Round(time.Millisecond), "error", err)
+	} else {
+		b.log.Info("step done", "step", name, "took", s.Took.Round(time.Millisecond), "note", note)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.report.Steps = append(b.report.Steps, s)
+	return err
+}
+
+func (b *Boot) degrade() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.report.Degraded = true
+}
+
+// Background goes on trying to mount what Run could not, until all is there or
+// the context ends. When something new is, the devices are announced once more.
+// It calls changed, if that is not nil, when the report has changed.
+func (b *Boot) Background(ctx context.Context, changed func()) {
+	pauses := &backoff.ExponentialBackOff{InitialInterval: maxPause, MaxInterval: 30 * time.Second, Multiplier: 2, RandomizationFactor: 0.5}
+	for ctx.Err() == nil {
+		b.mu.Lock()
+		pending := b.pending
+		b.pending = nil
+		b.mu.Unlock()
+		if len(pending) == 0 {
+			return
+		}
+		select {
+		case <-time.After(pauses.NextBackOff()):
+		case <-ctx.Done():
+			return
+		}
+		if b.again(ctx, pending) {
+			b.devices(ctx)
+			if changed != nil {
+				changed()
+			}
+		}
+	}
+}
+
+// onceMore is how long a place that is tried again is waited for.
+const onceMore = 10 * time.Second
+
+// again tries places once more, and reports whether one of them is mounted now.
+// Tries that fail are not noted: there may be many.
+func (b *Boot) again(ctx context.Context, pending []place) (mounted bool) {
+	for _, p := range pending {
+		c, err := b.obtain(ctx, p, onceMore)
+		if err == nil {
+			err = b.step("mount "+p.kind, func() (string, error) { return p.dir + ", after all", b.mount(ctx, p, c) })
+		}
+		if err == nil {
+			mounted = true
+			continue
+		}
+		b.mu.Lock()
+		b.pending = append(b.pending, p)
+		b.mu.Unlock()
+	}
+	return mounted
+}
+
+// Mounted returns how many places are mounted, and how many wait for it.
+func (b *Boot) Mounted() (mounted, pending int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.mounted), len(b.pending)
+}
+
+// Close unmounts, in the order opposite to that of mounting, and lets go of the
+// lock.
+func (b *Boot) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var errs []error
+	for i := len(b.mounted) - 1; i >= 0; i-- {
+		errs = append(errs, b.mounted[i].Unmount())
+	}
+	b.mounted = nil
+	return errors.Join(append(errs, b.lock.Close())...)
+}

@@ -1,0 +1,334 @@
+package boot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"overmount/block"
+	"overmount/manifest"
+	"overmount/origin"
+)
+
+const kver = "6.1.0-test"
+
+// A machine is what a boot acts on: it writes down what is done, and fails as
+// told.
+type machine struct {
+	mu    sync.Mutex
+	done  []string
+	fetch func(place string) (origin.Copy, error)
+	fail  map[string]error // by what is done
+}
+
+func (m *machine) note(what string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.done = append(m.done, what)
+	return m.fail[what]
+}
+
+func (m *machine) count(what string) (n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, d := range m.done {
+		if d == what {
+			n++
+		}
+	}
+	return n
+}
+
+func (m *machine) actions() Actions {
+	return Actions{
+		Fetch: func(_ context.Context, place, _ string, _ origin.Trust) (origin.Copy, error) {
+			if err := m.note("fetch " + place); err != nil {
+				return origin.Copy{}, err
+			}
+			if m.fetch != nil {
+				return m.fetch(place)
+			}
+			return origin.Copy{Path: "/kept/" + filepath.Base(place), State: origin.Fetched}, nil
+		},
+		ClearDead: func(_ context.Context, dir string) error { return m.note("clear " + filepath.Base(dir)) },
+		Mount: func(_ context.Context, kind, file, dir string) (Mounted, error) {
+			return mounted{m, kind}, m.note("mount " + kind + " " + file)
+		},
+		Prefetch: func(context.Context) (string, error) { return "", m.note("prefetch") },
+		Coldplug: func(context.Context) (string, error) { return "", m.note("coldplug") },
+		Load:     func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
+	}
+}
+
+type mounted struct {
+	m    *machine
+	kind string
+}
+
+func (m mounted) Counts() map[string]int64 { return map[string]int64{"files": 7} }
+func (m mounted) Unmount() error           { return m.m.note("unmount " + m.kind) }
+
+// config is one that touches nothing outside of a directory of the test.
+func config(t *testing.T) *Config {
+	dir := t.TempDir()
+	c := Default()
+	c.Base, c.Kver = "http://web.example/flists", kver
+	c.ModulesDir, c.FirmwareDir = filepath.Join(dir, "modules"), filepath.Join(dir, "firmware")
+	c.RunDir, c.Kept, c.Embedded = filepath.Join(dir, "run"), filepath.Join(dir, "kept"), filepath.Join(dir, "embedded")
+	c.Stage1Firmware = none
+	return c
+}
+
+func newBoot(t *testing.T, c *Config, m *machine) *Boot {
+	t.Helper()
+	b, err := New(c, m.actions(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+const (
+	fetchModules  = "fetch http://web.example/flists/modules-" + kver + ".fl"
+	fetchFirmware = "fetch http://web.example/flists/firmware.fl"
+)
+
+func TestSteps(t *testing.T) {
+	c, m := config(t), &machine{}
+	c.Load = []string{"8021q", "bonding"}
+	b := newBoot(t, c, m)
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	at := func(what string) int { return slices.Index(m.done, what) }
+	for _, order := range [][]string{
+		{fetchModules, "clear modules", "mount modules /kept/modules-" + kver + ".fl", "prefetch", "coldplug", "load 8021q bonding"},
+		{fetchFirmware, "clear firmware", "mount firmware /kept/firmware.fl", "prefetch"},
+	} {
+		for i, what := range order {
+			if at(what) < 0 || i > 0 && at(what) < at(order[i-1]) {
+				t.Errorf("done: %q, want in this order %q", m.done, order)
+				break
+			}
+		}
+	}
+	if err := b.WriteReport(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(c.RunDir, ReportFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r Report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Degraded || len(r.Mounts) != 2 || r.Mounts[0].Counts["files"] != 7 {
+		t.Errorf("report: %s", text)
+	}
+	if err := b.Close(); err != nil || m.count("unmount modules") != 1 || m.count("unmount firmware") != 1 {
+		t.Errorf("Close: %v, done %q", err, m.done)
+	}
+}
+
+// A step that fails keeps no other from being tried.
+func TestDegraded(t *testing.T) {
+	for _, broken := range []string{"clear modules", "mount firmware /kept/firmware.fl", "prefetch", "coldplug", "load 8021q"} {
+		c, m := config(t), &machine{fail: map[string]error{broken: errors.New("broken on purpose")}}
+		c.Load = []string{"8021q"}
+		b := newBoot(t, c, m)
+		if err := b.Run(t.Context()); err != nil {
+			t.Fatalf("%s: %v", broken, err)
+		}
+		for _, what := range []string{fetchModules, fetchFirmware, "prefetch", "coldplug", "load 8021q"} {
+			if m.count(what) != 1 {
+				t.Errorf("%s: done %q, want also %s", broken, m.done, what)
+			}
+		}
+		r := b.Report()
+		said := slices.ContainsFunc(r.Steps, func(s Step) bool { return strings.Contains(s.Error, "on purpose") })
+		if !r.Degraded || !said {
+			t.Errorf("%s: report %+v, want it degraded, with the reason", broken, r)
+		}
+	}
+}
+
+func TestWaitsForTheNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, start := &machine{}, time.Now()
+		m.fetch = func(place string) (origin.Copy, error) {
+			if time.Since(start) < 20*time.Second {
+				return origin.Copy{}, errors.New("no route to host")
+			}
+			return origin.Copy{Path: place, State: origin.Fetched}, nil
+		}
+		b := newBoot(t, config(t), m)
+		if err := b.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n, pending := b.Mounted(); n != 2 || pending != 0 {
+			t.Errorf("mounted %d, pending %d, want 2 and 0", n, pending)
+		}
+		if took := time.Since(start); took > 24*time.Second {
+			t.Errorf("it took %v, want no more than 3 s after the network came", took)
+		}
+		if n := m.count(fetchModules); n > 40 {
+			t.Errorf("%d requests in 20 s", n)
+		}
+	})
+}
+
+// flist puts a manifest into a directory.
+func flist(t *testing.T, dir, name string, tags map[string]string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w, err := manifest.Create(t.Context(), filepath.Join(dir, name), block.Zstd, tags, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Add(manifest.Entry{Path: ".", Attr: manifest.Attr{Mode: 0o40755}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// With the server away, or a manifest at it that must not be used, what this
+// machine has does: first what was kept, then what the image brings.
+func TestFallback(t *testing.T) {
+	for name, reason := range map[string]error{
+		"no network": errors.New("no route to host"),
+		"refused":    fmt.Errorf("%w: signed with another key", origin.ErrRefused),
+		"missing":    fmt.Errorf("404 (%w)", fs.ErrNotExist),
+	} {
+		c := config(t)
+		modules := "modules-" + kver + ".fl"
+		flist(t, c.Embedded, modules, map[string]string{manifest.TagKind: Modules, manifest.TagKver: kver})
+		flist(t, c.Embedded, "firmware.fl", map[string]string{manifest.TagKind: Firmware})
+		flist(t, c.Kept, modules, map[string]string{manifest.TagKind: Modules, manifest.TagKver: "another"})
+		flist(t, c.Kept, "firmware.fl", map[string]string{manifest.TagKind: Firmware})
+		synctest.Test(t, func(t *testing.T) {
+			m := &machine{fetch: func(string) (origin.Copy, error) { return origin.Copy{}, reason }}
+			b := newBoot(t, c, m)
+			start := time.Now()
+			if err := b.Run(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{
+				"mount modules " + filepath.Join(c.Embedded, modules), "mount firmware " + filepath.Join(c.Kept, "firmware.fl"),
+			} {
+				if m.count(want) != 1 {
+					t.Errorf("%s: done %q, want %q", name, m.done, want)
+				}
+			}
+			if took := time.Since(start); name != "no network" && took > time.Second {
+				t.Errorf("%s: it waited %v for what asking again cannot change", name, took)
+			}
+			if r := b.Report(); !r.Degraded || r.Mounts[0].State != string(origin.Kept) {
+				t.Errorf("%s: report %+v, want it degraded, with a state", name, r)
+			}
+		})
+	}
+}
+
+// Without any manifest the machine still boots, and what comes later is mounted
+// later, with the devices announced again.
+func TestServerComesLate(t *testing.T) {
+	c := config(t)
+	synctest.Test(t, func(t *testing.T) {
+		m, start := &machine{}, time.Now()
+		m.fetch = func(place string) (origin.Copy, error) {
+			if time.Since(start) < 10*time.Minute {
+				return origin.Copy{}, errors.New("connection refused")
+			}
+			return origin.Copy{Path: place, State: origin.Fetched}, nil
+		}
+		b := newBoot(t, c, m)
+		if err := b.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > c.NetworkWait+time.Second {
+			t.Errorf("Run took %v with the server away, want %v", took, c.NetworkWait)
+		}
+		if r := b.Report(); !r.Degraded || len(r.Pending) != 2 || m.count("prefetch") != 0 || m.count("coldplug") != 1 {
+			t.Errorf("report %+v, done %q, want two pending, and coldplug for what the image has", r, m.done)
+		}
+		changed := 0
+		b.Background(t.Context(), func() { changed++ })
+		if n, pending := b.Mounted(); n != 2 || pending != 0 || changed == 0 {
+			t.Errorf("afterwards mounted %d, pending %d, changed %d, want 2, 0 and some", n, pending, changed)
+		}
+		if m.count("coldplug") < 2 {
+			t.Errorf("done %q, want coldplug again", m.done)
+		}
+		if took := time.Since(start); took > 11*time.Minute {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+func TestInterrupted(t *testing.T) {
+	c := config(t)
+	synctest.Test(t, func(t *testing.T) {
+		m := &machine{fetch: func(string) (origin.Copy, error) { return origin.Copy{}, errors.New("no route to host") }}
+		b := newBoot(t, c, m)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if err := b.Run(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Run: %v, want the context's error", err)
+		}
+		if m.count("coldplug") != 0 {
+			t.Errorf("done %q after the end", m.done)
+		}
+	})
+}
+
+func TestOneAtATime(t *testing.T) {
+	c := config(t)
+	b := newBoot(t, c, &machine{})
+	if _, err := New(c, (&machine{}).actions(), slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "another boot") {
+		t.Errorf("a second New: %v, want an error", err)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	newBoot(t, c, &machine{})
+}
+
+func TestKeepStage1(t *testing.T) {
+	dir := t.TempDir()
+	stage1, parameter := filepath.Join(dir, "stage1"), filepath.Join(dir, "path")
+	for _, tt := range []struct{ before, dir, want string }{
+		{"\n", stage1, stage1}, {"/elsewhere\n", stage1, "/elsewhere\n"}, {"\n", filepath.Join(dir, "absent"), "\n"}, {"\n", none, "\n"},
+	} {
+		if err := os.MkdirAll(stage1, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(parameter, []byte(tt.before), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b := &Boot{c: Config{Stage1Firmware: tt.dir}, firmDir: parameter}
+		if _, err := b.keepStage1(); err != nil {
+			t.Errorf("%+v: %v", tt, err)
+		}
+		got, err := os.ReadFile(parameter)
+		if err != nil || string(got) != tt.want {
+			t.Errorf("%+v: the parameter is %q, %v", tt, got, err)
+		}
+	}
+}

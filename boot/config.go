@@ -1,0 +1,277 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+
+	"overmount/kmod"
+)
+
+// A Config is what a boot is told. The same settings are in a file (TOML, by the
+// names below), in the environment (OVERMOUNT_, upper case, _ for -), and on the
+// kernel command line (overmount.NAME=VALUE); the later ones of these count.
+// There {kver} stands for the version of the running kernel, and a list has
+// commas.
+type Config struct {
+	// Base is a URL or directory that holds modules-{kver}.fl and firmware.fl.
+	Base string
+	// Modules and Firmware are manifests, by URL or path. They default to those
+	// below Base; "none" means that there is none.
+	Modules, Firmware string
+	// Pubkey must have signed the manifests: minisign's public key, or its file.
+	// Without one anybody may have made them.
+	Pubkey string
+	// ModulesSerial and FirmwareSerial are the least that the signatures may have.
+	ModulesSerial, FirmwareSerial uint64
+
+	// Kver is the version of the kernel; the default is that of the running one.
+	Kver string
+	// ModulesDir and FirmwareDir are mounted over. The defaults are
+	// /lib/modules/{kver} and /lib/firmware.
+	ModulesDir, FirmwareDir string
+	// Stage1Firmware is a directory of firmware that stays reachable under the
+	// mounts, by the kernel's parameter firmware_class.path. The default is
+	// /run/overmount/stage1-firmware; it is not used if it is not there, or the
+	// parameter is set.
+	Stage1Firmware string
+
+	// Cache is the directory for objects, or "none"; CacheSize is the most that it
+	// may hold, in bytes. The defaults are /run/overmount/cache and 64 MiB.
+	Cache     string
+	CacheSize uint64
+	// Kept is the directory for the manifests that were fetched; Embedded is one
+	// with manifests that the image brings. They are used, in this order, when the
+	// server does not answer. The defaults are /var/lib/overmount and
+	// /usr/share/overmount.
+	Kept, Embedded string
+
+	// NetworkWait is how long the first manifest is asked for before what is at
+	// hand must do; SettleTimeout is how long devices may take to settle; and
+	// ReadTimeout is how long a read waits for a store. The defaults are 60, 120
+	// and 90 seconds.
+	NetworkWait, SettleTimeout, ReadTimeout time.Duration
+
+	// Prefetch is plan (what this machine's devices will ask for), or none. The
+	// default is plan.
+	Prefetch string
+	// Coldplug is who loads drivers: udev, own, none, or auto: udev if its daemon
+	// runs, else own. The default is auto.
+	Coldplug string
+	// Load names modules to load in the end, whether a device asked or not.
+	Load []string
+
+	// RunDir is where the report, the ready file and the lock are. The default is
+	// /run/overmount.
+	RunDir string
+}
+
+// Default returns the defaults.
+func Default() *Config {
+	return &Config{
+		ModulesDir: "/lib/modules/{kver}", FirmwareDir: "/lib/firmware",
+		Stage1Firmware: "/run/overmount/stage1-firmware",
+		Cache:          "/run/overmount/cache", CacheSize: 64 << 20,
+		Kept: "/var/lib/overmount", Embedded: "/usr/share/overmount",
+		NetworkWait: 60 * time.Second, SettleTimeout: 120 * time.Second, ReadTimeout: 90 * time.Second,
+		Prefetch: "plan", Coldplug: "auto", RunDir: "/run/overmount",
+	}
+}
+
+// A setting is a field by its name.
+type setting struct {
+	name  string
+	value any // *string, *uint64, *time.Duration or *[]string
+	oneOf []string
+}
+
+func (c *Config) settings() []setting {
+	return []setting{
+		{"base", &c.Base, nil},
+		{"modules", &c.Modules, nil},
+		{"firmware", &c.Firmware, nil},
+		{"pubkey", &c.Pubkey, nil},
+		{"modules-serial", &c.ModulesSerial, nil},
+		{"firmware-serial", &c.FirmwareSerial, nil},
+		{"kver", &c.Kver, nil},
+		{"modules-dir", &c.ModulesDir, nil},
+		{"firmware-dir", &c.FirmwareDir, nil},
+		{"stage1-firmware", &c.Stage1Firmware, nil},
+		{"cache", &c.Cache, nil},
+		{"cache-size", &c.CacheSize, nil},
+		{"kept", &c.Kept, nil},
+		{"embedded", &c.Embedded, nil},
+		{"network-wait", &c.NetworkWait, nil},
+		{"settle-timeout", &c.SettleTimeout, nil},
+		{"read-timeout", &c.ReadTimeout, nil},
+		{"prefetch", &c.Prefetch, []string{"plan", "none"}},
+		{"coldplug", &c.Coldplug, []string{"auto", "udev", "own", "none"}},
+		{"load", &c.Load, nil},
+		{"run-dir", &c.RunDir, nil},
+	}
+}
+
+// Set gives a setting its value, as text.
+func (c *Config) Set(name, text string) error {
+	for _, s := range c.settings() {
+		if s.name == name {
+			return s.set(text)
+		}
+	}
+	return fmt.Errorf("there is no setting %.40q", name)
+}
+
+func (s setting) set(text string) (err error) {
+	switch v := s.value.(type) {
+	case *string:
+		if s.oneOf != nil && !slices.Contains(s.oneOf, text) {
+			return fmt.Errorf("%s: want one of %s, not %.40q", s.name, strings.Join(s.oneOf, ", "), text)
+		}
+		*v = text
+	case *uint64:
+		if *v, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return fmt.Errorf("%s: want a number, not %.40q", s.name, text)
+		}
+	case *time.Duration:
+		d, err := time.ParseDuration(text)
+		if err != nil || d <= 0 {
+			return fmt.Errorf("%s: want a time as in 60s or 2m, not %.40q", s.name, text)
+		}
+		*v = d
+	case *[]string:
+		*v = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	return nil
+}
+
+// maxConfig is the length of the longest configuration file, in bytes.
+const maxConfig = 1 << 20
+
+// ReadFile takes settings from a file. One with a setting that does not exist is
+// an error: it may be a misspelled pubkey.
+func (c *Config) ReadFile(file string) error {
+	if err := c.readFile(file); err != nil {
+		return fmt.Errorf("configuration %s: %w", file, err)
+	}
+	return nil
+}
+
+func (c *Config) readFile(file string) error {
+	info, err := os.Stat(file)
+	if err == nil && info.Size() > maxConfig {
+		err = fmt.Errorf("it is longer than %d bytes", maxConfig)
+	}
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return pe.Err
+	}
+	if err != nil {
+		return err
+	}
+	var table map[string]any
+	if _, err := toml.DecodeFile(file, &table); err != nil {
+		return err
+	}
+	for name, value := range table {
+		text, err := asText(value)
+		if err == nil {
+			err = c.Set(name, text)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func asText(value any) (string, error) {
+	switch v := value.(type) {
+	case string:
+		return v, nil
+	case int64:
+		return strconv.FormatInt(v, 10), nil
+	case []any:
+		var words []string
+		for _, w := range v {
+			text, ok := w.(string)
+			if !ok || strings.ContainsAny(text, ", ") {
+				return "", errors.New("want a list of words")
+			}
+			words = append(words, text)
+		}
+		return strings.Join(words, ","), nil
+	}
+	return "", errors.New("want a text, a number or a list")
+}
+
+// ReadEnv takes settings from the environment.
+func (c *Config) ReadEnv(getenv func(string) string) error {
+	for _, s := range c.settings() {
+		name := "OVERMOUNT_" + strings.ToUpper(strings.ReplaceAll(s.name, "-", "_"))
+		if text := getenv(name); text != "" {
+			if err := s.set(text); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// ReadCommandLine takes settings from a kernel command line. A wrong one is in the
+// error, and the others are taken: nobody can mend it while the machine boots.
+func (c *Config) ReadCommandLine(line string) error {
+	var errs []error
+	for word := range kmod.CommandLine(line) {
+		setting, ok := strings.CutPrefix(word, "overmount.")
+		if !ok {
+			continue
+		}
+		name, text, _ := strings.Cut(setting, "=")
+		text = strings.Trim(text, `"`)
+		if err := c.Set(strings.ReplaceAll(name, "_", "-"), text); err != nil {
+			errs = append(errs, fmt.Errorf("kernel command line, overmount.%.40s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// none is how a place is said not to be there.
+const none = "none"
+
+// fill puts the kernel's version and the defaults that depend on others in place.
+func (c *Config) fill() error {
+	if c.Base != "" {
+		base := strings.TrimRight(c.Base, "/")
+		if c.Modules == "" {
+			c.Modules = base + "/modules-{kver}.fl"
+		}
+		if c.Firmware == "" {
+			c.Firmware = base + "/firmware.fl"
+		}
+	}
+	if !kmod.IsVersion(c.Kver) {
+		return fmt.Errorf("%.80q is no version of a kernel", c.Kver)
+	}
+	for _, s := range []*string{&c.Modules, &c.Firmware, &c.ModulesDir, &c.FirmwareDir} {
+		*s = strings.ReplaceAll(*s, "{kver}", c.Kver)
+	}
+	for _, dir := range []string{c.ModulesDir, c.FirmwareDir, c.RunDir, c.Kept} {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("directory %q: want an absolute path", dir)
+		}
+	}
+	if !given(c.Modules) && !given(c.Firmware) {
+		return errors.New("no manifest is named: set base, or modules and firmware, in the configuration file, " +
+			"the environment (OVERMOUNT_BASE) or on the kernel command line (overmount.base=URL)")
+	}
+	return nil
+}
+
+func given(place string) bool { return place != "" && place != none }

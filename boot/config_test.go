@@ -1,0 +1,99 @@
+package boot
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLaterSettingsCount(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "overmount.toml")
+	text := `
+base = "https://web.example/a"
+network-wait = "10s"
+modules-serial = 17
+load = ["8021q", "bonding"]
+coldplug = "udev"
+`
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := Default()
+	if err := c.ReadFile(file); err != nil {
+		t.Fatal(err)
+	}
+	env := map[string]string{"OVERMOUNT_BASE": "https://web.example/b", "OVERMOUNT_NETWORK_WAIT": "20s"}
+	if err := c.ReadEnv(func(name string) string { return env[name] }); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.ReadCommandLine(`quiet overmount.base=https://web.example/c overmount.load="a,b" e1000e.x=1 overmount.cache_size=5` + "\n"); err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.Base, want.NetworkWait, want.ModulesSerial, want.CacheSize = "https://web.example/c", 20*time.Second, 17, 5
+	want.Load, want.Coldplug = []string{"a", "b"}, "udev"
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("settings (-want +got):\n%s", diff)
+	}
+}
+
+func TestFill(t *testing.T) {
+	c := Default()
+	c.Base, c.Kver, c.Firmware = "https://web.example/flists/", "6.1.0", none
+	if err := c.fill(); err != nil {
+		t.Fatal(err)
+	}
+	if c.Modules != "https://web.example/flists/modules-6.1.0.fl" || c.Firmware != none || c.ModulesDir != "/lib/modules/6.1.0" {
+		t.Errorf("fill: modules %s in %s, firmware %s", c.Modules, c.ModulesDir, c.Firmware)
+	}
+}
+
+func TestBadSettings(t *testing.T) {
+	for text, want := range map[string]string{
+		`pubkye = "x"`:             "pubkye",
+		`network-wait = "10"`:      "as in 60s",
+		`network-wait = "-10s"`:    "as in 60s",
+		`coldplug = "mdev"`:        "want one of",
+		`modules-serial = -1`:      "want a number",
+		`load = [1]`:               "list of words",
+		`base = 1.5`:               "want a text",
+		`base = `:                  "line 1",
+		strings.Repeat("#", 2<<20): "longer",
+	} {
+		file := filepath.Join(t.TempDir(), "overmount.toml")
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := Default().ReadFile(file); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), file) {
+			t.Errorf("ReadFile of %.30q: %v, want an error with %q", text, err, want)
+		}
+	}
+	for _, change := range []func(*Config){
+		func(c *Config) { c.Base = "" },
+		func(c *Config) { c.Kver = "../etc" },
+		func(c *Config) { c.ModulesDir = "lib/modules" },
+	} {
+		c := Default()
+		c.Base, c.Kver = "https://web.example", "6.1.0"
+		change(c)
+		if err := c.fill(); err == nil {
+			t.Errorf("fill of %+v: no error", c)
+		}
+	}
+}
+
+// A wrong word on the command line keeps no other from being taken.
+func TestBadCommandLine(t *testing.T) {
+	c := Default()
+	err := c.ReadCommandLine("overmount.nonsense=1 overmount.base=https://web.example overmount.network-wait=soon")
+	if err == nil || !strings.Contains(err.Error(), "nonsense") || !strings.Contains(err.Error(), "network-wait") {
+		t.Errorf("ReadCommandLine: %v, want both named", err)
+	}
+	if c.Base != "https://web.example" {
+		t.Errorf("base = %q", c.Base)
+	}
+}
