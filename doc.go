@@ -33,8 +33,12 @@
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/flight      work that those who want it share
 //	         internal/httpclient  requests whose every wait has a limit
+//	         internal/mounts      what is mounted where
+//	         internal/notify      telling the service manager
+//	         internal/overlay     an overlayfs over a mount
 //	         internal/testenv     what tests need of the machine
 //
-// bench measures several of them against plain tools. docs/format.md defines
-// the format, docs/decisions.md gives the reasons.
+// bench measures several of them against plain tools; contrib has the files for
+// init systems. docs/format.md defines the format, docs/decisions.md gives the
+// reasons.
 package overmount

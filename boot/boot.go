@@ -59,8 +59,9 @@ type Mounted interface {
 type Actions struct {
 	// Fetch gets the manifest at a place, as origin.Fetcher's method does.
 	Fetch func(ctx context.Context, place, dir string, t origin.Trust) (origin.Copy, error)
-	// ClearDead takes away mounts at a directory whose daemon is dead.
-	ClearDead func(ctx context.Context, dir string) error
+	// ClearDead takes away mounts at a directory whose daemon is dead, and says how
+	// many.
+	ClearDead func(ctx context.Context, dir string) (int, error)
 	// Mount mounts the manifest in a file over a directory.
 	Mount func(ctx context.Context, kind, file, dir string) (Mounted, error)
 	// Prefetch starts to get what the devices of this machine will ask for, and
@@ -149,6 +150,10 @@ func (b *Boot) takeLock() error {
 		return fmt.Errorf("another boot holds %s: it is at work, or serves the mounts (%w)", f.Name(), err)
 	}
 	b.lock = f
+	// What waits for the ready file must not take that of a boot that has died.
+	if err := os.Remove(filepath.Join(b.c.RunDir, ReadyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(err, f.Close())
+	}
 	return nil
 }
 
@@ -272,8 +277,12 @@ const mountLimit = 30 * time.Second
 func (b *Boot) mount(ctx context.Context, p place, c origin.Copy) error {
 	ctx, cancel := context.WithTimeout(ctx, mountLimit)
 	defer cancel()
-	if err := b.do.ClearDead(ctx, p.dir); err != nil {
+	dead, err := b.do.ClearDead(ctx, p.dir)
+	if err != nil {
 		return err
+	}
+	if dead > 0 {
+		b.log.Warn("took away what a daemon that died has left", "dir", p.dir, "mounts", dead)
 	}
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err

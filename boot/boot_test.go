@@ -61,7 +61,7 @@ func (m *machine) actions() Actions {
 			}
 			return origin.Copy{Path: "/kept/" + filepath.Base(place), State: origin.Fetched}, nil
 		},
-		ClearDead: func(_ context.Context, dir string) error { return m.note("clear " + filepath.Base(dir)) },
+		ClearDead: func(_ context.Context, dir string) (int, error) { return 0, m.note("clear " + filepath.Base(dir)) },
 		Mount: func(_ context.Context, kind, file, dir string) (Mounted, error) {
 			return mounted{m, kind}, m.note("mount " + kind + " " + file)
 		},

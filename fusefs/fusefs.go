@@ -118,7 +118,7 @@ func Mount(ctx context.Context, dir string, t *tree.Tree, o *Options) (*Server, 
 }
 
 func mount(ctx context.Context, dir string, f *rawFS) (*Server, error) {
-	dir, err := checkDir(ctx, dir)
+	dir, err := CheckDir(ctx, dir)
 	if err != nil {
 		return nil, err
 	}

@@ -251,7 +251,7 @@ func TestMountRefuses(t *testing.T) {
 	for dir, want := range map[string]string{
 		filepath.Join(t.TempDir(), "none"): "there is no such directory",
 		file:                               "not a directory",
-		dead:                               "run umount",
+		dead:                               "overmount umount",
 	} {
 		s, err := Mount(t.Context(), dir, tr, nil)
 		if s != nil || err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), dir) {

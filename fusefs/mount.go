@@ -19,10 +19,13 @@ import (
 // one, is waited for.
 const patience = 20 * time.Second
 
+// errNoAnswer says that patience is over.
+var errNoAnswer = fmt.Errorf("no answer within %v", patience)
+
 // within runs f, and stops waiting for it after a while or when the context
 // ends. A system call that hangs cannot be stopped: then its goroutine stays.
 func within(ctx context.Context, what string, f func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %v", patience))
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoAnswer)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- f() }()
@@ -34,9 +37,9 @@ func within(ctx context.Context, what string, f func() error) error {
 	}
 }
 
-// checkDir returns dir as an absolute path without symlinks, if a file system
-// can be mounted there.
-func checkDir(ctx context.Context, dir string) (string, error) {
+// CheckDir returns dir as an absolute path without symlinks, if a file system
+// can be mounted there. It waits a limited time for what is there now.
+func CheckDir(ctx context.Context, dir string) (string, error) {
 	resolved := make(chan string, 1)
 	err := within(ctx, "look at the directory", func() error {
 		abs, err := filepath.Abs(dir)
@@ -60,7 +63,7 @@ func checkDir(ctx context.Context, dir string) (string, error) {
 	case err == nil:
 		return <-resolved, nil
 	case errors.Is(err, unix.ENOTCONN):
-		return "", fmt.Errorf("a FUSE mount without its program is there: run umount on it first (%w)", err)
+		return "", fmt.Errorf("a FUSE mount without its program is there: take it away first, with \"overmount umount\" (%w)", err)
 	case errors.Is(err, fs.ErrNotExist):
 		return "", fmt.Errorf("there is no such directory: create it first (%w)", err)
 	}

@@ -36,8 +36,8 @@ func (a *app) daemonPipe() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "readiness pipe"), nil
 }
 
-// startDaemon starts the child and waits until it is ready or has failed.
-func (a *app) startDaemon(ctx context.Context) error {
+// startDaemon starts the child as argv0 and waits until it is ready or has failed.
+func (a *app) startDaemon(ctx context.Context, argv0 string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -48,6 +48,7 @@ func (a *app) startDaemon(ctx context.Context) error {
 		return err
 	}
 	child := exec.Command(exe, a.Args...)
+	child.Args[0] = argv0
 	child.Env = append(os.Environ(), readyFD+"=3")
 	child.Stderr = a.Stderr
 	child.ExtraFiles = []*os.File{w}

@@ -21,6 +21,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"overmount/internal/mounts"
+	"overmount/internal/overlay"
 	"overmount/internal/testenv"
 	"overmount/kmod"
 	"overmount/kmod/kmodtest"
@@ -29,14 +31,13 @@ import (
 // TestMain makes the test binary the program when it is called overmount, which
 // is what tests find in PATH, and what a daemon starts again.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"overmount": func() {
-			ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
-			code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
-			stop()
-			os.Exit(code)
-		},
-	})
+	program := func() {
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+		code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
+		stop()
+		os.Exit(code)
+	}
+	testscript.Main(m, map[string]func(){"overmount": program, spared: program})
 }
 
 func TestScripts(t *testing.T) {
@@ -110,6 +111,57 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 			ts.Fatalf("programs that serve %s: %v, want one", args[1], pids)
 		}
 		ts.Check(unix.Kill(pids[0], unix.SignalNum(args[0])))
+	},
+	// layers DIR checks that an overlay of ours is mounted there, or not.
+	"layers": func(ts *testscript.TestScript, neg bool, args []string) {
+		dir := ts.MkAbs(args[0])
+		top, err := mounts.Top(dir)
+		ts.Check(err)
+		if got := top != nil && overlay.Ours(top.FSType, top.Source); got == neg {
+			ts.Fatalf("an overlay at %s: %v", dir, got)
+		}
+		ts.Defer(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	},
+	// awaitgone DIR returns when nothing is mounted there.
+	"awaitgone": func(ts *testscript.TestScript, _ bool, args []string) {
+		for end := time.Now().Add(limit); ; runtime.Gosched() {
+			top, err := mounts.Top(ts.MkAbs(args[0]))
+			ts.Check(err)
+			if top == nil {
+				return
+			}
+			if time.Now().After(end) {
+				ts.Fatalf("%s is still mounted after %v", args[0], limit)
+			}
+		}
+	},
+	// nothingbelow DIR checks that nothing is mounted below DIR, and nothing is in
+	// it.
+	"nothingbelow": func(ts *testscript.TestScript, _ bool, args []string) {
+		dir := ts.MkAbs(args[0])
+		info, err := os.ReadFile("/proc/self/mountinfo")
+		ts.Check(err)
+		if strings.Contains(string(info), " "+dir+"/") {
+			ts.Fatalf("something is mounted below %s:\n%s", dir, info)
+		}
+		left, err := os.ReadDir(dir)
+		ts.Check(err)
+		if len(left) > 0 {
+			ts.Fatalf("%s has %v, want nothing", dir, left)
+		}
+	},
+	// called NAME DIR checks the name of the program that serves DIR, as the kernel
+	// shows it.
+	"called": func(ts *testscript.TestScript, _ bool, args []string) {
+		pids := daemons(args[1])
+		if len(pids) != 1 {
+			ts.Fatalf("programs that serve %s: %v, want one", args[1], pids)
+		}
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pids[0]))
+		ts.Check(err)
+		if name, _, _ := strings.Cut(string(line), "\x00"); filepath.Base(name) != args[0] {
+			ts.Fatalf("the program is called %q, want %q", name, args[0])
+		}
 	},
 	// ended DIR returns when no program serves DIR any more.
 	"ended": func(ts *testscript.TestScript, _ bool, args []string) {

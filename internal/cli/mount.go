@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"overmount/fusefs"
+	"overmount/internal/notify"
 )
 
 type mountFlags struct {
@@ -21,6 +22,9 @@ type mountFlags struct {
 	logFile string
 	fsname  string
 	subtype string
+	layers  layerFlags
+	herald  herald
+	initrd  initrdFlag
 }
 
 func (a *app) mountCommand() *cobra.Command {
@@ -42,9 +46,19 @@ With --pubkey it mounts only what that key has signed (see "overmount sign"): th
 signature is FILE.minisig, beside FILE or under its URL. What was checked is what
 is mounted, whatever becomes of FILE later.
 
+With --writable what is in TARGET can be changed, as for "depmod -a" or modules of
+the machine's own. Changes are kept in memory, and lost with the mount. Note that
+"depmod -a" reads, and so fetches, every module. With --keep-lower what was in
+TARGET before stays visible where the manifest has nothing. Both need root and
+the kernel's overlayfs (the module overlay).
+
+Without -d it tells the service manager that NOTIFY_SOCKET names when the mount is
+ready (systemd: Type=notify). With --ready-file, a file says so to everybody else.
+
 ` + exitCodes,
 		Example: `  overmount mount -d -m modules.fl /lib/modules/6.1.0-56-amd64
   overmount mount -d -l /var/log/overmount.log -c /run/overmount -m https://web.example.com/firmware.fl /lib/firmware
+  overmount mount -d --writable --keep-lower -m modules.fl /lib/modules/6.1.0-56-amd64
   overmount mount -d -m https://web.example.com/modules.fl --pubkey /etc/overmount.pub --min-serial 17 --kind modules --kver 6.1.0-56-amd64 /lib/modules/6.1.0-56-amd64`,
 		Args: args(1, 1, "TARGET, the directory to mount over"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd, &f, args[0]) },
@@ -55,6 +69,9 @@ is mounted, whatever becomes of FILE later.
 	flags.StringVarP(&f.logFile, "log", "l", "", "`file` to append messages to (default stderr; with -d, once ready, nowhere)")
 	flags.StringVar(&f.fsname, "fsname", "", "name of the mounted device (default FILE)")
 	flags.StringVar(&f.subtype, "subtype", "overmount", "the type of the mount is fuse.`NAME`")
+	f.layers.add(cmd)
+	f.herald.add(cmd)
+	f.initrd.add(cmd)
 	return cmd
 }
 
@@ -80,22 +97,29 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 	if f.cacheDir == "none" {
 		f.cacheDir = ""
 	}
-	ready := func() error { return nil }
-	if f.daemon {
+	if err := f.layers.check(cmd); err != nil {
+		return err
+	}
+	if !f.daemon {
+		if err := a.survive(f.initrd.argv0()); err != nil {
+			return err
+		}
+		f.herald.manager = notify.FromEnv(a.Getenv)
+	} else {
 		pipe, err := a.daemonPipe()
 		if err != nil {
 			return err
 		}
 		if pipe == nil {
-			return a.startDaemon(cmd.Context())
+			return a.startDaemon(cmd.Context(), f.initrd.argv0())
 		}
-		ready = func() error { return a.detach(pipe) }
+		f.herald.caller = func() error { return a.detach(pipe) }
 	}
 	log, err := a.mountLog(cmd, f.logFile)
 	if err != nil {
 		return err
 	}
-	return a.serve(cmd.Context(), f, target, log, ready)
+	return a.serve(cmd.Context(), f, target, log)
 }
 
 // mountLog is the log of a mount, which lives as long as the program.
@@ -112,7 +136,10 @@ func (a *app) mountLog(cmd *cobra.Command, file string) (*slog.Logger, error) {
 
 // serve mounts, says that it is ready, and serves until the context or the mount
 // ends.
-func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog.Logger, ready func() error) (err error) {
+func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog.Logger) (err error) {
+	if err := f.herald.begin(); err != nil {
+		return err
+	}
 	o, err := f.open(ctx, a, log)
 	if err != nil {
 		return err
@@ -121,15 +148,14 @@ func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog
 	if f.fsname == "" {
 		f.fsname = shown(f.meta)
 	}
-	s, err := fusefs.Mount(ctx, target, o.tree, &fusefs.Options{
-		FSName: f.fsname, Subtype: f.subtype, ReadTimeout: f.timeout, Logger: log,
-	})
+	s, err := f.mountOver(ctx, target, o.tree, log)
 	if err != nil {
 		return err
 	}
 	// Reading the manifest took several times the memory that its table does.
 	debug.FreeOSMemory()
-	if err := ready(); err != nil {
+	defer f.herald.end(log)
+	if err := f.herald.ready(fmt.Sprintf("%s is mounted at %s", shown(f.meta), target), log); err != nil {
 		return errors.Join(err, unmount(s, log))
 	}
 	log.Info("mounted", "manifest", shown(f.meta), "at", target, "nodes", o.tree.Manifest().Len())
@@ -138,6 +164,7 @@ func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog
 		log.Info("unmounted", "at", target)
 		return nil
 	case <-ctx.Done():
+		f.herald.end(log)
 		return unmount(s, log)
 	}
 }
@@ -147,7 +174,7 @@ const lastUse = 10 * time.Second
 
 // unmount ends a mount. If it is in use, its name goes at once, and those who
 // use it get some time.
-func unmount(s *fusefs.Server, log *slog.Logger) error {
+func unmount(s liveMount, log *slog.Logger) error {
 	err := s.Unmount()
 	if errors.Is(err, fusefs.ErrBusy) {
 		log.Warn("the mount is in use; it is taken from its place and served a little longer", "for", lastUse)

@@ -6,10 +6,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 
 	"overmount/fusefs"
+	"overmount/internal/mounts"
+	"overmount/internal/overlay"
 )
 
 func (a *app) umountCommand() *cobra.Command {
@@ -18,7 +19,9 @@ func (a *app) umountCommand() *cobra.Command {
 		Use:   "umount [-z] TARGET",
 		Short: "Unmount a flist",
 		Long: `Umount takes the topmost flist off the directory TARGET. The program that serves
-it ends by itself. It refuses to unmount anything that is not served by FUSE.
+it ends by itself. What "mount --writable" or "--keep-lower" put there goes as a whole,
+with all changes. Also what a program that was killed has left is taken away. It refuses
+to unmount anything that is not served by FUSE.
 
 ` + exitCodes,
 		Example: "  overmount umount /lib/modules/6.1.0-56-amd64",
@@ -47,42 +50,28 @@ func umount(target string, lazy bool) error {
 // mountPoint finds target among the mounts. It does not touch what is mounted
 // there, which may be dead or hang.
 func mountPoint(target string) (string, error) {
-	abs, err := filepath.Abs(target)
+	place, err := mounts.Place(target)
 	if err != nil {
 		return "", err
 	}
-	dir, err := filepath.EvalSymlinks(filepath.Dir(abs))
-	if err != nil {
-		return "", err
-	}
-	abs = filepath.Join(dir, filepath.Base(abs))
-	top, err := topMount(abs)
+	top, err := mounts.Top(place)
 	if err != nil {
 		return "", err
 	}
 	if top == nil { // the name may be a symlink to the place
-		resolved, err := filepath.EvalSymlinks(abs)
+		resolved, err := filepath.EvalSymlinks(place)
 		if err != nil {
 			return "", fmt.Errorf("nothing is mounted there: %w", err)
 		}
-		if top, err = topMount(resolved); err != nil {
+		if top, err = mounts.Top(resolved); err != nil {
 			return "", err
 		}
 	}
 	switch {
 	case top == nil:
 		return "", errors.New("nothing is mounted there")
-	case !strings.HasPrefix(top.FSType, "fuse"):
+	case !strings.HasPrefix(top.FSType, "fuse") && !overlay.Ours(top.FSType, top.Source):
 		return "", fmt.Errorf("what is mounted there is %s, not a flist", top.FSType)
 	}
 	return top.Mountpoint, nil
-}
-
-// topMount returns the last of the mounts at dir, nil if there is none.
-func topMount(dir string) (*mountinfo.Info, error) {
-	mounts, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.Mountpoint != dir, false })
-	if err != nil || len(mounts) == 0 {
-		return nil, err
-	}
-	return mounts[len(mounts)-1], nil
 }
