@@ -28,14 +28,15 @@
 //	         depmod            the indexes of a tree of kernel modules
 //	         signature         who made a manifest, of what, and which is newer
 //	         kmod/kmodtest     kernel modules made for tests
+//	         internal/httpclient  requests whose every wait has a limit
 //	floor 0  block             one block: seal, open, codecs
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/flight      work that those who want it share
-//	         internal/httpclient  requests whose every wait has a limit
 //	         internal/mounts      what is mounted where
 //	         internal/notify      telling the service manager
 //	         internal/overlay     an overlayfs over a mount
+//	         internal/pulse       signs that an answer is on its way
 //	         internal/testenv     what tests need of the machine
 //
 // bench measures several of them against plain tools; contrib has the files for

@@ -72,13 +72,22 @@ func (rs Routes) Get(ctx context.Context, id block.ID) ([]byte, error) {
 		}
 		failed = append(failed, r.wrap(err))
 	}
-	switch len(failed) {
-	case 0:
-		return nil, fmt.Errorf("%w: none is for reading objects that begin with %02x", ErrNoRoute, id[0])
-	case 1:
-		return nil, failed[0]
+	if len(failed) == 0 {
+		return nil, noReader(id)
 	}
-	return nil, failed
+	return nil, joinRoutes(failed)
+}
+
+func noReader(id block.ID) error {
+	return fmt.Errorf("%w: none is for reading objects that begin with %02x", ErrNoRoute, id[0])
+}
+
+// joinRoutes returns the error of stores that have all failed, at least one.
+func joinRoutes(failed []error) error {
+	if len(failed) == 1 {
+		return failed[0]
+	}
+	return routeErrors(failed)
 }
 
 // Put writes to every store that covers the ID, to all at once. The first error

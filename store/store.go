@@ -6,23 +6,25 @@
 //
 //	Checked  an object's bytes match its ID, or it is not returned
 //	Routes   several stores as one: byte ranges, replicas, ordered fallback
+//	Ranked   routes for reading, in the order of what their stores did lately,
+//	         where no read waits long for a store that hangs
 //	Retry    asks again, with growing pauses, within a budget of time
 //	Limit    at most so many requests at a time
 //	Once     readers of one object share one request
 //
 // A reader of a flist is put together from the inside out:
 //
-//	Once(Retry(Routes{
+//	Once(Retry(Ranked(Routes{
 //		{First: 0x00, Last: 0xff, Reader: Checked(NewDir("/srv/objects"))},
 //		{First: 0x00, Last: 0xff, Reader: NewLimit(32).Reader(httpstore)},
-//	}, nil))
+//	}), nil))
 //
 // Each object is hashed once, where it comes in: by Checked, or by a store that
 // says it does so itself, as httpstore.
 //
 // Every failure is either a definite answer of a store or temporary
-// ([Temporary]). Routes goes on to the next store after either; Retry goes on
-// only after a temporary one. [ParseSpec] reads how users and manifests write a
+// ([Temporary]). Routes and Ranked go on to the next store after either; Retry
+// goes on only after a temporary one. [ParseSpec] reads how users and manifests write a
 // store.
 //
 // Nothing in here decrypts. Objects go in and out as [overmount/block] sealed them.

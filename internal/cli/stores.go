@@ -234,7 +234,7 @@ func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slo
 	for _, err := range failed {
 		log.Warn("leaving out a store of the manifest", "reason", err)
 	}
-	return store.Retry(readers, &store.RetryOptions{Budget: budget, Logger: log}), nil
+	return store.Retry(store.Ranked(readers), &store.RetryOptions{Budget: budget, Logger: log}), nil
 }
 
 // openReader opens the store at a URL, once for all of its routes.

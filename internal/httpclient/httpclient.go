@@ -16,12 +16,13 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"net"
 	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
 	"time"
+
+	"overmount/internal/pulse"
 )
 
 // Options are the options of [New]. Zero means the default.
@@ -82,21 +83,7 @@ type Client struct {
 // the server sends them, never decompressed.
 func New(opts Options) *Client {
 	o := opts.withDefaults()
-	var transport http.RoundTripper = &http.Transport{
-		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: o.ConnectTimeout}).DialContext,
-		TLSHandshakeTimeout:   o.ConnectTimeout,
-		TLSClientConfig:       o.TLS.Clone(),
-		ResponseHeaderTimeout: o.HeaderTimeout,
-		MaxConnsPerHost:       o.Conns,
-		MaxIdleConnsPerHost:   o.Conns,
-		IdleConnTimeout:       90 * time.Second,
-		DisableCompression:    true,
-		ForceAttemptHTTP2:     true,
-		// One HTTP/2 connection carries all requests, and must not be kept when
-		// it is dead.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: o.HeaderTimeout / 3, PingTimeout: o.HeaderTimeout / 3},
-	}
+	var transport http.RoundTripper = newLines(o)
 	if o.Wrap != nil {
 		transport = o.Wrap(transport)
 	}
@@ -122,6 +109,7 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 		cancel(nil)
 		return nil, err
 	}
+	pulse.Beat(ctx)
 	resp.Body = c.watchDownload(ctx, cancel, resp.Body)
 	return resp, nil
 }
@@ -267,6 +255,9 @@ type download struct {
 func (d *download) Read(b []byte) (int, error) {
 	n, err := d.ReadCloser.Read(b)
 	d.pace.moved(n)
+	if n > 0 {
+		pulse.Beat(d.ctx)
+	}
 	if err != nil && err != io.EOF {
 		err = d.c.broken(d.ctx, err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/gomodule/redigo/redis"
 
+	"overmount/internal/pulse"
 	"overmount/store"
 )
 
@@ -28,6 +29,9 @@ type conn struct {
 // would reach the store under the object's name.
 func (c *conn) DoContext(ctx context.Context, command string, args ...any) (any, error) {
 	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
+	if g, ok := c.raw.(*guard); ok {
+		g.came = func() { pulse.Beat(ctx) }
+	}
 	reply, err := c.Do(command, args...)
 	if !stop() {
 		c.Close() // tells the pool
@@ -45,7 +49,8 @@ func (s *Store) dial(ctx context.Context) (redis.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{redis.NewConn(newGuard(raw), 0, 0).(redis.ConnWithContext), raw, era}
+	g := newGuard(raw)
+	c := &conn{redis.NewConn(g, 0, 0).(redis.ConnWithContext), g, era}
 	if err := s.enter(ctx, c); err != nil {
 		c.Close()
 		return nil, err
@@ -104,8 +109,9 @@ func sequential(info string) bool {
 type guard struct {
 	net.Conn
 	r     *bufio.Reader
-	asked bool // for an answer that has not begun
-	left  int  // of the answer that has
+	asked bool   // for an answer that has not begun
+	left  int    // of the answer that has
+	came  func() // if not nil, is told that bytes have
 }
 
 // maxLine is the length in bytes of the longest line that is read: a status, an
@@ -130,6 +136,9 @@ func (g *guard) Read(p []byte) (int, error) {
 	}
 	n, err := g.r.Read(p[:min(len(p), g.left)])
 	g.left -= n
+	if g.came != nil && n > 0 {
+		g.came()
+	}
 	return n, err
 }
 

@@ -58,6 +58,7 @@ import (
 	"github.com/gomodule/redigo/redis"
 
 	"overmount/block"
+	"overmount/internal/pulse"
 	"overmount/store"
 )
 
@@ -217,14 +218,23 @@ func (s *Store) do(ctx context.Context, command string, args ...any) (any, error
 }
 
 func (s *Store) ask(ctx context.Context, command string, args ...any) (any, error) {
-	c, err := s.pool.GetContext(ctx)
+	anew := pulse.Anew(ctx)
+	connect := s.pool.GetContext
+	if anew {
+		connect = s.dial
+	}
+	c, err := connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.opts.AnswerTimeout, fmt.Errorf("no answer within %v", s.opts.AnswerTimeout))
 	defer cancel()
-	return redis.DoContext(c, ctx, command, args...)
+	reply, err := redis.DoContext(c, ctx, command, args...)
+	if anew && err == nil {
+		s.era.Add(1) // the older connections were silent
+	}
+	return reply, err
 }
 
 // lost says why there was no answer.

@@ -590,6 +590,30 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// A read ends soon after a server that hung is back, although its first request,
+// and all connections that there may be, hang on.
+func TestOutageOfAServerThatHangs(t *testing.T) {
+	server, write, read := published(t)
+	put(t, open(t, write, nil), 0)
+	s := open(t, read, &zdbstore.Options{Conns: 1})
+	wantObject(t, s, 0)
+	gate := storetest.NewGate()
+	server.Fault(storetest.ZDBHang(gate), "GET")
+	done := make(chan time.Time)
+	go func() {
+		wantObject(t, store.Ranked(store.Routes{{Last: 0xff, Reader: s}}), 0)
+		done <- time.Now()
+	}()
+	<-gate.Arrived()
+	<-gate.Arrived() // another connection
+	server.Fault(nil, "GET")
+	up := time.Now()
+	if late := (<-done).Sub(up); late > 2*time.Second {
+		t.Errorf("Get returned %v after the server came back, want at most 2 s", late)
+	}
+	wantObject(t, s, 0) // over a connection that is not dead
+}
+
 // A tap tells of failures.
 type tap struct {
 	store.Reader
