@@ -15,17 +15,20 @@
 //	floor 3  pack              a file tree to objects and a manifest, and back
 //	         verify            what is wrong with a packed tree
 //	         fusefs            a tree as a FUSE mount
+//	         modload           modules into the kernel, until all devices have theirs
 //	         boot              what a machine does on its way up, and when
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names
 //	         origin            manifests from where they are published, and kept
+//	         coldplug          what the hardware of a machine needs
 //	         store/httpstore   a store behind HTTP
 //	         store/s3store     a store in an S3 bucket
 //	         store/storetest   the tests of every store, and servers that fail
 //	floor 1  manifest          the .fl file: create, open, edit
 //	         store             interfaces, directory, memory, wrappers
 //	         depmod            the indexes of a tree of kernel modules
+//	         firmware          where the kernel finds a firmware file
 //	         signature         who made a manifest, of what, and which is newer
 //	         kmod/kmodtest     kernel modules made for tests
 //	         internal/httpclient  requests whose every wait has a limit

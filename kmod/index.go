@@ -105,13 +105,23 @@ func (x *Index) Lookup(key string) (value string, ok bool) {
 // backslash there is a plain character, and finds a key twice if name itself has
 // such a character where the key does.
 func (x *Index) Search(name string) []Value {
+	var found []Value
+	for _, h := range x.search(name, 0) {
+		found = append(found, h.Value)
+	}
+	return found
+}
+
+// search is Search with the pattern that each value was found by, as long as all
+// patterns have no more bytes than room; those behind are empty.
+func (x *Index) search(name string, room int) []hit {
 	// Below a character that is a wildcard in name and key it looks twice.
 	looks := 1 + strings.Count(name, "*") + strings.Count(name, "?") + strings.Count(name, "[")
-	s := search{walk: walk{x: x, left: looks * len(x.data)}}
+	s := search{walk: walk{x: x, left: looks * len(x.data)}, name: name, room: room}
 	s.literal(name)
 	// Whatever is found later comes before its equals.
 	slices.Reverse(s.found)
-	slices.SortStableFunc(s.found, func(a, b Value) int { return cmp.Compare(a.Priority, b.Priority) })
+	slices.SortStableFunc(s.found, func(a, b hit) int { return cmp.Compare(a.Priority, b.Priority) })
 	return s.found
 }
 
@@ -314,7 +324,15 @@ func (w *walk) all(n node, key []byte, yield func(string, Value) bool) bool {
 // A search collects the values of patterns that match a name.
 type search struct {
 	walk
-	found []Value
+	name  string
+	room  int // for patterns
+	found []hit
+}
+
+// A hit is a value and the pattern that it stands under.
+type hit struct {
+	Value
+	pattern string
 }
 
 // literal goes down the trie as the characters of name say, up to the first
@@ -340,7 +358,7 @@ func (s *search) literal(name string) {
 			}
 		}
 		if name == "" {
-			s.add(n)
+			s.add(n, nil, "")
 			return
 		}
 		if ref = s.x.child(n, name[0]); ref == 0 {
@@ -362,12 +380,21 @@ func (s *search) patterns(n node, pattern []byte, name string) {
 		}
 	}
 	if n.count > 0 && match(pattern, name) {
-		s.add(n)
+		s.add(n, pattern, name)
 	}
 }
 
-func (s *search) add(n node) {
-	s.found = slices.AppendSeq(s.found, s.values(n))
+// add takes the values of a node, whose pattern is what stands before rest in the
+// name, and then what is given.
+func (s *search) add(n node, pattern []byte, rest string) {
+	whole := ""
+	if before := len(s.name) - len(rest); before+len(pattern) <= s.room {
+		whole = s.name[:before] + string(pattern)
+		s.room -= len(whole)
+	}
+	for v := range s.values(n) {
+		s.found = append(s.found, hit{v, whole})
+	}
 }
 
 // A checker reads a whole index, and notes which bytes each node has.

@@ -117,11 +117,7 @@ func (r *Resolver) Lookup(name string) ([]string, error) {
 	if len(found) == 0 {
 		return nil, fmt.Errorf("resolve %q: %w", name, ErrUnknown)
 	}
-	var names []string
-	for _, m := range found {
-		names = append(names, m.name)
-	}
-	return names, nil
+	return names(found), nil
 }
 
 // Resolve returns what modprobe would do for a name or alias, in order: load the
@@ -164,6 +160,26 @@ func (r *Resolver) Weakdeps(module string) []string {
 		}
 	}
 	return nil
+}
+
+// Softdeps returns the modules that the softdep of a module, named with
+// underscores, brings: those to load before it, and those after it. The first rule
+// for the module counts.
+func (r *Resolver) Softdeps(module string) (pre, post []string) {
+	i := slices.IndexFunc(r.rules.softdeps, func(s rule) bool { return Match(s.name, module) })
+	if i < 0 {
+		return nil, nil
+	}
+	before, after := splitSoftdep(r.rules.softdeps[i].value)
+	return names(r.lookupAll(before)), names(r.lookupAll(after))
+}
+
+func names(modules []module) []string {
+	var all []string
+	for _, m := range modules {
+		all = append(all, m.name)
+	}
+	return all
 }
 
 // A module is one as libkmod tells them apart: the same name found by another

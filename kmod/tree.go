@@ -129,3 +129,22 @@ func (t *Tree) Builtin(name string) bool {
 	_, ok := t.builtin.Lookup(name)
 	return ok
 }
+
+// Aliases returns the aliases of modules that match a name, such as the modalias
+// of a device, in the order in which modprobe loads the modules. The patterns are
+// as the index has them, normalized. A module may come more than once. Aliases of
+// builtin modules and of the configuration are not among them.
+func (t *Tree) Aliases(name string) []Alias {
+	name, ok := Normalize(name)
+	if !ok {
+		return nil
+	}
+	const room = 1 << 20 // real names match some hundred bytes of patterns
+	var all []Alias
+	for _, h := range t.alias.search(name, room) {
+		if h.pattern != "" {
+			all = append(all, Alias{h.pattern, h.Value.Value})
+		}
+	}
+	return all
+}

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"overmount/depmod"
+	"overmount/firmware"
 	"overmount/kmod"
 	"overmount/store"
 	"overmount/tree"
@@ -267,14 +268,17 @@ func (c *moduleCheck) firmware() error {
 	if c.Firmware == nil {
 		return nil
 	}
-	f, err := newFirmware(c.Firmware, c.Kver)
-	if err != nil {
+	if _, err := fs.ReadDir(c.Firmware, "."); err != nil {
 		return fmt.Errorf("read the firmware: %w", err)
 	}
+	dir := firmware.New(c.Firmware, c.Kver)
 	declared, present := 0, 0
 	for _, m := range c.result.Modules {
 		names := slices.Compact(slices.Sorted(slices.Values(m.Info.All("firmware"))))
-		missing, packed := f.find(names)
+		missing, packed, err := findFirmware(dir, names)
+		if err != nil {
+			return fmt.Errorf("read the firmware: %w", err)
+		}
 		declared, present = declared+len(names), present+len(names)-len(missing)
 		if len(missing) > 0 {
 			c.addNames(Info, "firmware", m.Path, missing, "%d of %d declared firmware files are not there", len(missing), len(names))

@@ -239,7 +239,7 @@ func (a *app) verifyModules(cmd *cobra.Command, f *verifyFlags, src *moduleSourc
 	if opts.Kernel, err = readKernelConfig(f.kernelConfig); err != nil {
 		return nil, err
 	}
-	if opts.Firmware, err = a.openFirmware(cmd, f); err != nil {
+	if opts.Firmware, err = a.openFirmware(cmd, &f.trust, f.firmware); err != nil {
 		return nil, err
 	}
 	findings, err := verify.Modules(ctx, src.fs(ctx), opts)
@@ -265,18 +265,20 @@ func readKernelConfig(file string) (verify.KernelConfig, error) {
 	return config, nil
 }
 
-func (a *app) openFirmware(cmd *cobra.Command, f *verifyFlags) (fs.FS, error) {
-	if f.firmware == "" {
+// openFirmware opens FILE as what will be at /lib/firmware, for names and sizes
+// only. It returns nil for no FILE.
+func (a *app) openFirmware(cmd *cobra.Command, t *trust, file string) (fs.FS, error) {
+	if file == "" {
 		return nil, nil
 	}
-	if info, err := os.Stat(f.firmware); err == nil && info.IsDir() {
-		return os.DirFS(f.firmware), nil
+	if info, err := os.Stat(file); err == nil && info.IsDir() {
+		return os.DirFS(file), nil
 	}
-	m, _, err := f.trust.sameKey().open(cmd.Context(), f.firmware)
+	m, _, err := t.sameKey().open(cmd.Context(), file)
 	if err != nil {
 		return nil, err
 	}
-	return manifestFS(cmd.Context(), m, nil), nil // names only
+	return manifestFS(cmd.Context(), m, nil), nil
 }
 
 // found prints findings, and turns them into the exit code.
