@@ -53,7 +53,7 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 test-full: KERNEL_ARCHS := s390x armhf arm64
 test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)"
 test-full: tools tools-race ## like test, with everything under the race detector, more kernels and longer fuzzing
-	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
+	$(KERNEL) OVERMOUNT_TEST_LONG=1 CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
 	$(MAKE) test FUZZTIME=2m KERNEL_ARCHS="$(KERNEL_ARCHS)"
 
 .PHONY: fuzz

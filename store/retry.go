@@ -18,6 +18,7 @@ const (
 	firstPause    = 100 * time.Millisecond
 	maxPause      = time.Second // on average; half of that more at most
 	maxRetryAfter = 30 * time.Second
+	silence       = 15 * time.Second // until the log hears of it; half the budget at most
 )
 
 // RetryOptions are the options of [Retry] and [RetryWriter]. Nil and zero mean
@@ -28,8 +29,9 @@ type RetryOptions struct {
 	// back at boot, below the kernel's 120 s for a hung task.
 	Budget time.Duration
 
-	// Logger gets one warning when requests begin to wait, and one info when the
-	// store answers again. The default says nothing.
+	// Logger gets one warning when requests begin to fail, or one has taken 15 s,
+	// and one info when the store answers again, however many requests fail
+	// in between. The default says nothing.
 	Logger *slog.Logger
 }
 
@@ -88,10 +90,9 @@ type retrier struct {
 	budget time.Duration
 	log    *slog.Logger
 
-	mu      sync.Mutex
-	waiting int  // requests between their first failure and their end
-	warned  bool // since the last recovery, or since nobody waited
-	since   time.Time
+	mu     sync.Mutex
+	warned bool // since the last answer
+	since  time.Time
 }
 
 func newRetrier(opts *RetryOptions) *retrier {
@@ -116,12 +117,14 @@ func (r *retrier) do(ctx context.Context, id block.ID, try func(context.Context)
 	start := time.Now()
 	within, cancel := context.WithDeadline(ctx, start.Add(r.budget))
 	defer cancel()
+	defer func() { r.end(err) }()
+	silent := time.AfterFunc(min(silence, r.budget/2), func() { r.warn(id, errSilent) })
+	defer silent.Stop()
 	err = r.once(ctx, within, try)
 	if !Temporary(err) || ctx.Err() != nil {
 		return err
 	}
-	r.beginWait(id, err)
-	defer func() { r.endWait(err) }()
+	r.warn(id, err)
 	return r.repeat(ctx, within, start, err, try)
 }
 
@@ -148,7 +151,10 @@ func (r *retrier) repeat(ctx, within context.Context, start time.Time, last erro
 	}
 }
 
-var errNoAnswer = errors.New("the store did not answer in all that time")
+var (
+	errNoAnswer = errors.New("the store did not answer in all that time")
+	errSilent   = errors.New("there is no answer yet")
+)
 
 // once is one try. The end of the budget is not the caller's deadline and must
 // not look like it.
@@ -165,25 +171,22 @@ func (r *retrier) once(ctx, within context.Context, try func(context.Context) er
 	return err
 }
 
-func (r *retrier) beginWait(id block.ID, err error) {
+// warn tells the log about an outage, unless it knows.
+func (r *retrier) warn(id block.ID, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.waiting++
 	if !r.warned {
 		r.warned, r.since = true, time.Now()
 		r.log.Warn("store does not answer, asking again", "object", id.String(), "for", r.budget, "error", err)
 	}
 }
 
-func (r *retrier) endWait(err error) {
+// end tells the log that an outage is over, if this is how a request ended.
+func (r *retrier) end(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	answered := !Temporary(err)
-	if r.warned && answered {
+	if r.warned && !Temporary(err) {
 		r.log.Info("store answers again", "after", time.Since(r.since).Round(time.Millisecond))
-	}
-	r.waiting--
-	if answered || r.waiting == 0 {
 		r.warned = false
 	}
 }

@@ -104,13 +104,13 @@ func TestRetryGivesUpWithinBudget(t *testing.T) {
 			}
 			f.Always(nil)
 			wantObject(t, r, 0)
-			if got := log.levels(); got != "W" {
-				t.Errorf("log levels = %q, want one warning: %q", got, log.lines)
+			if got := log.levels(); got != "WI" {
+				t.Errorf("log levels = %q, want one warning and one info: %q", got, log.lines)
 			}
 			f.Next(storetest.Fail(errRefused))
 			wantObject(t, r, 0)
-			if got := log.levels(); got != "WWI" {
-				t.Errorf("log levels after a second outage = %q, want WWI", got)
+			if got := log.levels(); got != "WIWI" {
+				t.Errorf("log levels after a second outage = %q, want WIWI", got)
 			}
 		})
 	}
@@ -260,6 +260,54 @@ func TestRetryLogsAnOutageOnce(t *testing.T) {
 		wg.Wait()
 		if got := log.levels(); got != "WI" {
 			t.Errorf("log levels of %d readers = %q, want one warning and one info: %q", readers, got, log.lines)
+		}
+	})
+}
+
+// Readers who come one after the other, and give up, are in one outage.
+func TestRetryLogsOnceOfManyFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := seeded(t, 1)
+		f.Always(storetest.Fail(errRefused))
+		var log logged
+		r := store.Retry(f, &store.RetryOptions{Budget: 2 * time.Second, Logger: log.logger()})
+		id, _ := object(0)
+		for range 5 {
+			if _, err := r.Get(t.Context(), id); !errors.Is(err, errRefused) {
+				t.Errorf("Get = %v, want it refused", err)
+			}
+		}
+		if got := log.levels(); got != "W" {
+			t.Errorf("log levels during an outage = %q, want one warning: %q", got, log.lines)
+		}
+		f.Always(nil)
+		wantObject(t, r, 0)
+		wantObject(t, r, 0)
+		if got := log.levels(); got != "WI" {
+			t.Errorf("log levels after an outage = %q, want one warning and one info: %q", got, log.lines)
+		}
+	})
+}
+
+// The log hears of a store that hangs before anyone gives up.
+func TestRetryLogsSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := seeded(t, 1)
+		gate := storetest.NewGate()
+		f.Always(storetest.Through(gate))
+		time.AfterFunc(20*time.Second, gate.Open)
+		var log logged
+		r := store.Retry(f, &store.RetryOptions{Logger: log.logger()})
+		start := time.Now()
+		go func() {
+			time.Sleep(16 * time.Second) // the bubble's
+			if got := log.levels(); got != "W" {
+				t.Errorf("log levels after %v = %q, want a warning", time.Since(start), got)
+			}
+		}()
+		wantObject(t, r, 0)
+		if got := log.levels(); got != "WI" || !strings.Contains(log.lines[0], "no answer yet") {
+			t.Errorf("log = %q, want a warning that there is no answer yet and one info", log.lines)
 		}
 	})
 }

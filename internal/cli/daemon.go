@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,6 +21,10 @@ import (
 // same arguments, and readyFD in the environment: the number of a pipe, on which
 // the child says that the mount is there. Until then the child talks on its
 // parent's stderr; what it says there is what the caller sees.
+//
+// All users can read the arguments of a process for as long as it lives. So they
+// have FILE without what may be secret in a URL, and the child gets the whole of
+// it on its stdin.
 const (
 	readyFD   = "OVERMOUNT_READY_FD"
 	readyWord = "ready"
@@ -36,8 +43,18 @@ func (a *app) daemonPipe() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "readiness pipe"), nil
 }
 
-// startDaemon starts the child as argv0 and waits until it is ready or has failed.
-func (a *app) startDaemon(ctx context.Context, argv0 string) error {
+// toldFile returns the FILE that the parent has been given.
+func toldFile() (string, error) {
+	file, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return "", fmt.Errorf("the daemon is not told what to mount: %w", err)
+	}
+	return string(file), nil
+}
+
+// startDaemon starts the child as argv0 to mount FILE, and waits until it is ready
+// or has failed.
+func (a *app) startDaemon(ctx context.Context, argv0, file string) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -47,8 +64,9 @@ func (a *app) startDaemon(ctx context.Context, argv0 string) error {
 	if err != nil {
 		return err
 	}
-	child := exec.Command(exe, a.Args...)
+	child := exec.Command(exe, withoutFile(a.Args, file)...)
 	child.Args[0] = argv0
+	child.Stdin = strings.NewReader(file)
 	child.Env = append(os.Environ(), readyFD+"=3")
 	child.Stderr = a.Stderr
 	child.ExtraFiles = []*os.File{w}
@@ -72,6 +90,15 @@ func (a *app) startDaemon(ctx context.Context, argv0 string) error {
 	case <-ctx.Done():
 		return errors.Join(ctx.Err(), stopDaemon(child))
 	}
+}
+
+// withoutFile returns the arguments with FILE as everyone may see it.
+func withoutFile(args []string, file string) []string {
+	public := slices.Clone(args)
+	for i, arg := range public {
+		public[i] = strings.ReplaceAll(arg, file, shown(file))
+	}
+	return public
 }
 
 // daemonFailed passes on how the child ended. What it had to say, it has said.
@@ -116,7 +143,7 @@ func (a *app) detach(pipe *os.File) error {
 		return err
 	}
 	defer null.Close()
-	for _, fd := range []int{unix.Stdout, unix.Stderr} {
+	for _, fd := range []int{unix.Stdin, unix.Stdout, unix.Stderr} {
 		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return err
 		}

@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,11 +16,11 @@ import (
 	"overmount/tree/treetest"
 )
 
-// A served tree is packed, and served by two web servers.
+// A served tree is packed, and served by a web server.
 type served struct {
 	work, meta string
 	data       []byte // of the file f
-	a, b       *storetest.HTTPServer
+	web        *storetest.HTTPServer
 }
 
 func serveTree(t *testing.T) *served {
@@ -36,10 +35,9 @@ func serveTree(t *testing.T) *served {
 		t.Fatal(err)
 	}
 	mustRun(t, "overmount", "pack", "-m", s.meta, "-s", "dir://"+objects, src)
-	s.a = storetest.NewHTTPServer(t, store.Sharded, store.NewDir(objects), nil)
-	s.b = storetest.NewHTTPServer(t, store.Sharded, store.NewDir(objects), nil)
+	s.web = storetest.NewHTTPServer(t, store.Sharded, store.NewDir(objects), nil)
 	mustRun(t, "overmount", "config", "-m", s.meta, "store", "delete", "-a")
-	mustRun(t, "overmount", "config", "-m", s.meta, "store", "add", "-s", s.a.URL, "-s", s.b.URL)
+	mustRun(t, "overmount", "config", "-m", s.meta, "store", "add", "-s", s.web.URL)
 	return s
 }
 
@@ -49,53 +47,6 @@ func (s *served) mount(t *testing.T, args ...string) string {
 	dir := filepath.Join(s.work, "target")
 	mountAt(t, dir, append([]string{"-m", s.meta, "--timeout", "5s"}, args...)...)
 	return filepath.Join(dir, "f")
-}
-
-var faults = map[string]storetest.HTTPFault{
-	"wrong bytes": storetest.SpoiledBody(), "a short body": storetest.TruncatedBody(), "a cut connection": storetest.ShortBody(),
-	"a web page": storetest.HTMLPage(), "404": storetest.Status(404), "403": storetest.Status(403), "500": storetest.Status(500),
-	"nothing": storetest.Body("application/octet-stream", ""),
-}
-
-func TestOneStoreFails(t *testing.T) {
-	testenv.FUSE(t)
-	for what, fault := range faults {
-		t.Run(what, func(t *testing.T) {
-			s := serveTree(t)
-			s.a.Always(fault)
-			f := s.mount(t, "-c", filepath.Join(s.work, "cache"))
-			if got := mustRun(t, "cat", f); got != string(s.data) {
-				t.Errorf("with one store that answers %s, %d bytes are read which differ from the file's %d", what, len(got), len(s.data))
-			}
-			if len(s.a.Requests()) == 0 {
-				t.Error("the store that fails was not asked")
-			}
-		})
-	}
-}
-
-// When no store has a block, the reader gets EIO, and right data once there is
-// one again.
-func TestAllStoresFail(t *testing.T) {
-	testenv.FUSE(t)
-	for what, fault := range faults {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
-			s := serveTree(t)
-			s.a.Always(fault)
-			s.b.Always(fault)
-			f := s.mount(t, "-c", filepath.Join(s.work, "cache"), "--timeout", "1s")
-			r := run(t, "cat", f)
-			if r.code == 0 || r.stdout != "" || !strings.Contains(r.stderr, "Input/output error") {
-				t.Errorf("with stores that answer %s, cat prints %d bytes and %q, exit code %d; want none, Input/output error, 1",
-					what, len(r.stdout), r.stderr, r.code)
-			}
-			s.b.Always(nil)
-			if got := mustRun(t, "cat", f); got != string(s.data) {
-				t.Errorf("after a store works again, %d bytes are read which differ from the file's %d", len(got), len(s.data))
-			}
-		})
-	}
 }
 
 // A daemon that is killed while an object is on its way leaves nothing in the
@@ -108,9 +59,9 @@ func TestKillDuringFill(t *testing.T) {
 			cache := filepath.Join(s.work, "cache")
 			gate := storetest.NewGate()
 			if where == "after one block" {
-				s.a.Next(nil, nil) // with one for finding the layout
+				s.web.Next(nil, nil) // with one for finding the layout
 			}
-			s.a.Always(storetest.HangInBody(gate))
+			s.web.Always(storetest.HangInBody(gate))
 			f := s.mount(t, "-c", cache)
 			dir := filepath.Dir(f)
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -32,6 +33,11 @@ import (
 // is what tests find in PATH, and what a daemon starts again.
 func TestMain(m *testing.M) {
 	program := func() {
+		if server := os.Getenv(nameServer); server != "" {
+			net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "udp", server)
+			}}
+		}
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
 		stop()
@@ -39,6 +45,10 @@ func TestMain(m *testing.M) {
 	}
 	testscript.Main(m, map[string]func(){"overmount": program, spared: program})
 }
+
+// nameServer is the environment variable with the address of the name server that
+// the program shall ask, whatever the machine's is.
+const nameServer = "OVERMOUNT_TEST_NAME_SERVER"
 
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", Cmds: commands})
@@ -302,6 +312,11 @@ func mountAt(t *testing.T, dir string, args ...string) {
 		t.Fatal(err)
 	}
 	mustRun(t, "overmount", append(append([]string{"mount", "-d"}, args...), dir)...)
+	unmountAfter(t, dir)
+}
+
+// unmountAfter unmounts, if it has to, when the test is over.
+func unmountAfter(t *testing.T, dir string) {
 	t.Cleanup(func() {
 		pids := daemons(dir)
 		if isMounted(dir) {

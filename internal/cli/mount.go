@@ -111,7 +111,10 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 			return err
 		}
 		if pipe == nil {
-			return a.startDaemon(cmd.Context(), f.initrd.argv0())
+			return a.startDaemon(cmd.Context(), f.initrd.argv0(), f.meta)
+		}
+		if f.meta, err = toldFile(); err != nil {
+			return err
 		}
 		f.herald.caller = func() error { return a.detach(pipe) }
 	}

@@ -19,6 +19,7 @@ import (
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/tree"
+	"overmount/verify"
 )
 
 // maxManifest is the length of the longest manifest that is fetched from a URL,
@@ -29,10 +30,11 @@ func isURL(file string) bool {
 	return strings.HasPrefix(file, "http://") || strings.HasPrefix(file, "https://")
 }
 
-// shown is FILE for people to read: of a URL, without its password.
+// shown is FILE for people to read: of a URL, without user, password and query,
+// which may hold a token.
 func shown(file string) string {
 	if isURL(file) {
-		return store.Redact(file)
+		return verify.StoreName(file)
 	}
 	return file
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -234,7 +235,19 @@ func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slo
 	for _, err := range failed {
 		log.Warn("leaving out a store of the manifest", "reason", err)
 	}
+	log = log.With("stores", storeNames(routes))
 	return store.Retry(store.Ranked(readers), &store.RetryOptions{Budget: budget, Logger: log}), nil
+}
+
+// storeNames names the stores of routes, for people.
+func storeNames(routes []manifest.Route) string {
+	var names []string
+	for _, r := range routes {
+		if name := verify.StoreName(r.URL); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " ")
 }
 
 // openReader opens the store at a URL, once for all of its routes.

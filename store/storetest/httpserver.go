@@ -3,9 +3,12 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,10 +24,11 @@ import (
 
 // HTTPOptions are the options of [NewHTTPServer]. Nil and zero mean the defaults.
 type HTTPOptions struct {
-	Base    string    // path before every key, as "/a/b"; default none
-	TLS     bool      // https, with [HTTPServer.Certificate]
-	HTTP2   bool      // with TLS, also HTTP/2
-	Missing HTTPFault // what a path without an object gets; default 404
+	Base    string           // path before every key, as "/a/b"; default none
+	TLS     bool             // https, with [HTTPServer.Certificate]
+	HTTP2   bool             // with TLS, also HTTP/2
+	Cert    *tls.Certificate // with TLS; default one of httptest's, which nobody trusts
+	Missing HTTPFault        // what a path without an object gets; default 404
 }
 
 // An HTTPServer is a web server on the loopback over a store. It fails as told,
@@ -90,6 +94,10 @@ func (s *HTTPServer) Start() {
 	server.Listener = &countingListener{l, s}
 	server.EnableHTTP2 = s.opts.HTTP2
 	if s.opts.TLS {
+		if s.opts.Cert != nil {
+			server.TLS = &tls.Config{Certificates: []tls.Certificate{*s.opts.Cert}}
+		}
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // of clients that do not trust it
 		server.StartTLS()
 	} else {
 		server.Start()
