@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"strings"
 	"sync"
@@ -19,7 +20,7 @@ import (
 // A Journal notes in a file which objects were found to be right at which store,
 // so that a check of many that was interrupted does not begin again. Its methods
 // Known and Done are those that [ObjectsOptions] want. Concurrent use is safe, by
-// one process.
+// one process; of several, each may miss what the others note at the same time.
 //
 // The file is text, and is only appended to:
 //
@@ -28,11 +29,14 @@ import (
 //	…
 //
 // BINDING is a digest, in 64 hex digits, of the objects that the manifest names
-// and of whether they were fetched; STORE is 16 hex digits of a digest of the
+// and of whether they were fetched, or of a fixed text where the journal is about
+// stores ([OpenStoreJournal]); STORE is 16 hex digits of a digest of the
 // store's name; ID is the object's. Whatever follows the first line that is not
 // whole, as a crash may leave, is dropped. After a power cut the last lines may be
 // missing, so that their objects are asked for again.
 type Journal struct {
+	header string // the first line
+
 	mu    sync.Mutex
 	f     *os.File
 	known map[note]bool
@@ -49,12 +53,22 @@ const journalMark = "overmount verify journal 1 "
 // objects, or another kind of check, is begun anew. A file that is no journal is
 // an error, and left as it is.
 func OpenJournal(path string, m *manifest.Manifest, existenceOnly bool) (*Journal, error) {
+	return newJournal(path, binding(m, existenceOnly))
+}
+
+// OpenStoreJournal is OpenJournal for a journal of what stores have, whatever
+// manifest names it: an object with a right ID is the same for all.
+func OpenStoreJournal(path string) (*Journal, error) {
+	return newJournal(path, digest("stores\n"))
+}
+
+func newJournal(path, binding string) (*Journal, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return nil, err
 	}
-	j := &Journal{f: f, known: map[note]bool{}}
-	if err := j.load(journalMark + binding(m, existenceOnly) + "\n"); err != nil {
+	j := &Journal{f: f, known: map[note]bool{}, header: journalMark + binding + "\n"}
+	if err := j.load(j.header); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("journal %s: %w", path, err)
 	}
@@ -80,6 +94,11 @@ func binding(m *manifest.Manifest, existenceOnly bool) string {
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+func digest(text string) string {
+	sum := blake2b.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
 }
 
 // load reads what the file has, and brings it to the end of a whole line.
@@ -108,6 +127,9 @@ func (j *Journal) load(header string) error {
 		}
 		j.known[n] = true
 		whole += len(line)
+	}
+	if whole == len(data) {
+		return nil
 	}
 	return j.f.Truncate(int64(whole))
 }
@@ -160,6 +182,28 @@ func (j *Journal) Done(storeName string, id block.ID) error {
 	}
 	j.known[n] = true
 	return nil
+}
+
+// Forget drops the notes about a store. Notes that other processes have made of
+// any store since the journal was opened are lost, too.
+func (j *Journal) Forget(storeName string) error {
+	of := noteOf(storeName, block.ID{}).store
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	before := len(j.known)
+	maps.DeleteFunc(j.known, func(n note, _ bool) bool { return n.store == of })
+	if len(j.known) == before {
+		return nil
+	}
+	if err := j.f.Truncate(0); err != nil {
+		return err
+	}
+	text := []byte(j.header)
+	for n := range j.known {
+		text = append(text, n.line()...)
+	}
+	_, err := j.f.Write(text)
+	return err
 }
 
 // Close closes the file, which stays for another time.

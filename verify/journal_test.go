@@ -55,7 +55,7 @@ func TestResume(t *testing.T) {
 	if rest.Total() != 60 || other.Total() != 100 {
 		t.Errorf("after the interruption %d and %d objects were asked for, want 60, and 100 at the other store", rest.Total(), other.Total())
 	}
-	if len(got) != 2 || got[0].Text != "100 of 100 objects that were asked for are right" {
+	if len(got) != 2 || got[0].Text != "100 of 100 objects that were asked for are right, 40 of them as noted before" {
 		t.Errorf("findings %v, want all 100 counted", got)
 	}
 	if err := j.Remove(); err != nil {
@@ -205,4 +205,46 @@ func FuzzParseNote(f *testing.F) {
 			t.Errorf("parseNote(%q) = %v, which is the line %q", line, n, n.line())
 		}
 	})
+}
+
+// A journal of stores is good for any manifest, and forgets one store at a time.
+func TestStoreJournal(t *testing.T) {
+	m, _ := treetest.Build(t, block.Zstd, filesOf(3)...)
+	id, other := idOf(t, m, "f000"), idOf(t, m, "f001")
+	path := filepath.Join(t.TempDir(), "journal")
+	open := func() *Journal {
+		t.Helper()
+		j, err := OpenStoreJournal(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { j.Close() })
+		return j
+	}
+	j := open()
+	for _, store := range []string{"a", "b"} {
+		for _, id := range []block.ID{id, other} {
+			if err := j.Done(store, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for range 2 { // the second time there is nothing to forget
+		if err := j.Forget("a"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := j.Done("a", other); err != nil {
+		t.Fatal(err)
+	}
+	j.Close()
+	j = open()
+	if j.Len() != 3 || j.Known("a", id) || !j.Known("a", other) || !j.Known("b", id) || !j.Known("b", other) {
+		t.Errorf("after Forget, %d notes, Known(a, forgotten) = %v, want 3 and false", j.Len(), j.Known("a", id))
+	}
+	j.Close()
+	// One of a manifest is another.
+	if j := openJournal(t, path, m, false); j.Len() != 0 {
+		t.Errorf("as a journal of a manifest it has %d notes, want none", j.Len())
+	}
 }

@@ -89,6 +89,10 @@ type ObjectsOptions struct {
 	// Stores without a Prober are read as usual.
 	ExistenceOnly bool
 
+	// Everywhere says that every store has to have all objects that it is meant
+	// for: then it is an error, too, that one lacks what another one has.
+	Everywhere bool
+
 	// Parallel is how many requests there are at a time; the default is 32.
 	Parallel int
 
@@ -299,6 +303,7 @@ func (c *objectCheck) check(ctx context.Context, s *storeCheck, obj *object, who
 	defer c.step()
 	if c.o.Known(s.Name, obj.id) {
 		obj.good.Store(true)
+		s.noted.Add(1)
 		s.answered(obj, nil)
 		return nil
 	}
@@ -373,6 +378,7 @@ type storeCheck struct {
 	read, probe store.Reader // probe may be nil
 	asked       int
 	begun       bool
+	noted       atomic.Int64 // of asked, those that were Known
 
 	mu     sync.Mutex
 	right  int
@@ -483,6 +489,10 @@ func (c *objectCheck) reportStore(s *storeCheck) {
 			nowhere = append(nowhere, obj)
 		}
 	}
+	lacking := Warning
+	if c.o.Everywhere {
+		lacking = Error
+	}
 	silent := "it gave no answer for %d of %d objects, the first time: %v"
 	if s.dead {
 		silent = "it does not answer, so that %d of %d objects were not checked there: %v"
@@ -494,7 +504,7 @@ func (c *objectCheck) reportStore(s *storeCheck) {
 		format   string
 	}{
 		{Error, missing, nowhere, "it lacks %d of %d objects, which no other store gives either: %v"},
-		{Warning, missing, elsewhere, "it lacks %d of %d objects, which another store has: %v"},
+		{lacking, missing, elsewhere, "it lacks %d of %d objects, which another store has: %v"},
 		{Warning, missing, spare, "it lacks %d of %d objects, which the manifest has itself, but rfs looks only here: %v"},
 		{Error, wrong, s.failed[wrong], "it has wrong bytes for %d of %d objects, the first: %v"},
 		{Error, refused, s.failed[refused], "it refuses %d of %d objects, the first: %v"},
@@ -518,6 +528,9 @@ func (c *objectCheck) reportRight(s *storeCheck) {
 		what = "there"
 	}
 	text := fmt.Sprintf("%d of %d objects that were asked for are %s", s.right, s.asked, what)
+	if n := s.noted.Load(); n > 0 {
+		text += fmt.Sprintf(", %d of them as noted before", n)
+	}
 	if s.Layout != nil {
 		if layout := s.Layout(); layout != "" {
 			text += "; their layout is " + layout

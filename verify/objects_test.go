@@ -147,6 +147,11 @@ func TestObjectsThatAReplicaLacks(t *testing.T) {
 	if diff := cmp.Diff([]string{first.String()}, got[2].Names); diff != "" || got[2].Store != "a" {
 		t.Errorf("names of the warning at %q differ (-want +got):\n%s", got[2].Store, diff)
 	}
+	for i, f := range objects(t, m, &ObjectsOptions{Everywhere: true}, at("a", a), at("b", b)) {
+		if i < 3 && f.Severity != Error {
+			t.Errorf("with Everywhere, finding %d is %v, want an error", i, f)
+		}
+	}
 }
 
 // Many objects are one finding, which names a few and has all.

@@ -31,7 +31,7 @@ const exitCodes = `Exit codes:
   1    failed
   2    wrong use
   3    partly done, as the message says
-  4    findings (diff, verify)
+  4    findings (diff, publish, verify)
   130  interrupted
 `
 
@@ -128,7 +128,7 @@ The format is that of threefoldtech/rfs.
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
-		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.verifyCommand(),
+		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.publishCommand(), a.verifyCommand(),
 		a.cloneCommand(), a.gcCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }

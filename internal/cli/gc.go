@@ -104,6 +104,7 @@ func (a *app) gc(cmd *cobra.Command, f *gcFlags, files []string) error {
 	var bytes int64
 	var failed error
 	if f.delete {
+		a.forgetPublished(u)
 		deleted, bytes, failed = a.deleteGarbage(ctx, s, r)
 	}
 	if err := a.collected(f, name, r, deleted, bytes); err != nil {

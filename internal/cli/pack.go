@@ -19,6 +19,7 @@ import (
 	"overmount/kmod"
 	"overmount/manifest"
 	"overmount/pack"
+	"overmount/signature"
 )
 
 type packFlags struct {
@@ -29,6 +30,7 @@ type packFlags struct {
 	codec        string
 	exclude      []string
 	depmod       packDepmod
+	sign         signFlags
 }
 
 // packDepmod say how pack makes the index files of modules.
@@ -59,6 +61,9 @@ beside them, and as new as these; otherwise pack says what is wrong, and
 the index files itself, so that modprobe needs no store to know what to load,
 and notes what the modules say of themselves.
 
+With --sign, the signature is written to OUT.fl.minisig, as "overmount sign" does.
+Who changes the manifest afterwards, also its stores, has to sign again.
+
 ` + exitCodes,
 		Example: `  overmount pack -m modules.fl -s dir:///srv/objects --kind modules /lib/modules/6.1.0-56-amd64
   overmount pack -m modules.fl -s dir:///srv/objects --kind modules --depmod unpacked/lib/modules/6.1.0-56-amd64
@@ -77,6 +82,7 @@ and notes what the modules say of themselves.
 	flags.StringArrayVar(&f.depmod.config, "depmod-config", nil, "configuration of depmod, `FILE` or directory, can be repeated (default: depmod.d beside the SOURCE, not this host's)")
 	flags.StringVar(&f.codec, "codec", "zstd", "compression: zstd, or snappy, which rfs can read")
 	flags.StringArrayVar(&f.exclude, "exclude", nil, "leave out what `GLOB` matches, by name or, with a slash in it, by path; can be repeated")
+	f.sign.optional(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }
@@ -85,6 +91,12 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 	opts, err := a.packOptions(cmd, f)
 	if err != nil {
 		return err
+	}
+	var key signature.PrivateKey
+	if f.sign.meta = f.meta; f.sign.key != "" {
+		if key, err = f.sign.readKey(cmd); err != nil { // which may ask, before hours of work
+			return err
+		}
 	}
 	writers, routes, err := a.writeStores(cmd.Context(), f.stores, f.keepPassword)
 	if err != nil {
@@ -111,7 +123,14 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 	if err != nil {
 		return err
 	}
-	return a.packed(f.meta, sum, time.Since(start))
+	took := time.Since(start)
+	var claims signature.Claims
+	if f.sign.key != "" {
+		if claims, err = a.signFile(cmd.Context(), &f.sign, key); err != nil {
+			return err
+		}
+	}
+	return a.packed(f.meta, sum, took, claims)
 }
 
 func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, error) {
@@ -120,6 +139,9 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	}
 	if isURL(f.meta) {
 		return nil, usagef(cmd, "-m %s: the manifest is written to a file, not to a URL", f.meta)
+	}
+	if err := f.sign.checkOptional(cmd); err != nil {
+		return nil, err
 	}
 	if len(f.stores) == 0 {
 		return nil, usagef(cmd, "missing flag: -s STORE, where the content goes")
@@ -210,14 +232,18 @@ func depmodConfig(dir string, given []string) (*depmod.Config, error) {
 	return depmod.ReadConfig(cmp.Or(base, "/"), given...)
 }
 
-// packed tells what was packed.
-func (a *app) packed(meta string, s pack.Summary, took time.Duration) error {
+// packed tells what was packed. Claims with a serial are of its signature.
+func (a *app) packed(meta string, s pack.Summary, took time.Duration, c signature.Claims) error {
 	if a.json {
-		return json.NewEncoder(a.Stdout).Encode(map[string]any{
+		result := map[string]any{
 			"manifest": meta, "files": s.Files, "others": s.Others, "bytes": s.Bytes, "blocks": s.Blocks,
 			"objects": s.Objects, "object_bytes": s.ObjectBytes,
 			"new_objects": s.NewObjects, "new_bytes": s.NewBytes, "seconds": took.Seconds(),
-		})
+		}
+		if c.Serial > 0 {
+			result["signature"], result["serial"] = meta+signature.Suffix, c.Serial
+		}
+		return json.NewEncoder(a.Stdout).Encode(result)
 	}
 	ratio := 1.0
 	if s.ObjectBytes > 0 {
@@ -228,5 +254,8 @@ func (a *app) packed(meta string, s pack.Summary, took time.Duration) error {
 		s.Objects, humanBytes(s.ObjectBytes), ratio, s.NewObjects, humanBytes(s.NewBytes), s.Objects-s.NewObjects)
 	fmt.Fprintf(a.Stdout, "time     %.2f s, %s/s\n", took.Seconds(), humanBytes(int64(float64(s.Bytes)/max(took.Seconds(), 1e-3))))
 	fmt.Fprintf(a.Stdout, "manifest %s\n", meta)
+	if c.Serial > 0 {
+		fmt.Fprintf(a.Stdout, "signed   %s, serial %d\n", meta+signature.Suffix, c.Serial)
+	}
 	return nil
 }

@@ -68,42 +68,97 @@ func (a *app) sign(cmd *cobra.Command, f *signFlags) error {
 	case f.serial == 0 && cmd.Flags().Changed("serial"):
 		return usagef(cmd, "--serial 0: serials begin with 1")
 	}
-	ctx := cmd.Context()
 	// What is signed has to be what is looked at, and sound without a journal
 	// beside it.
-	tmp, claims, remove, err := claimsOf(ctx, f.meta)
+	tmp, claims, remove, err := claimsOf(cmd.Context(), f.meta)
 	if err != nil {
 		return err
 	}
 	defer remove()
-	key, err := signature.ReadPrivateKey(f.key, func() ([]byte, error) {
-		return f.password.read(cmd, "Password of "+f.key+": ")
-	})
+	key, err := f.readKey(cmd)
 	if err != nil {
 		return err
 	}
-	if claims.Serial, err = a.serial(ctx, key.Public(), f, tmp); err != nil {
+	if _, claims, err = a.writeSignature(cmd.Context(), f, key, tmp, claims); err != nil {
 		return err
-	}
-	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	sig, err := signature.Sign(key, tmp, claims)
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.meta, err)
-	}
-	if err := atomicfile.Write(f.meta+signature.Suffix, sig, 0o644); err != nil {
-		return fmt.Errorf("sign: %w", err)
 	}
 	return a.signed(f.meta+signature.Suffix, key, claims)
 }
 
-// claimsOf opens a private copy of a manifest, and returns what it says of itself.
-func claimsOf(ctx context.Context, file string) (tmp io.ReadSeeker, c signature.Claims, remove func(), err error) {
+// optional adds the flags to a verb that signs only if --sign is given.
+func (f *signFlags) optional(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.key, "sign", "", "sign the manifest with the secret key in `FILE`")
+	cmd.Flags().Uint64Var(&f.serial, "serial", 0, "with --sign: `number` of the manifest, from 1 (default: one more than last time)")
+	f.password.flags(cmd)
+}
+
+// checkOptional refuses flags that mean nothing without --sign.
+func (f *signFlags) checkOptional(cmd *cobra.Command) error {
+	for _, name := range []string{"serial", "password-file"} {
+		if f.key == "" && cmd.Flags().Changed(name) {
+			return usagef(cmd, "--%s is for --sign", name)
+		}
+	}
+	switch {
+	case f.key == "" && cmd.Flags().Changed("sign"):
+		return usagef(cmd, "--sign is empty: want the file with the secret key")
+	case f.serial == 0 && cmd.Flags().Changed("serial"):
+		return usagef(cmd, "--serial 0: serials begin with 1")
+	}
+	return nil
+}
+
+func (f *signFlags) readKey(cmd *cobra.Command) (signature.PrivateKey, error) {
+	return signature.ReadPrivateKey(f.key, func() ([]byte, error) {
+		return f.password.read(cmd, "Password of "+f.key+": ")
+	})
+}
+
+// writeSignature signs tmp, what is in the file f.meta, and puts the signature
+// beside that.
+func (a *app) writeSignature(ctx context.Context, f *signFlags, key signature.PrivateKey, tmp io.ReadSeeker, c signature.Claims) ([]byte, signature.Claims, error) {
+	var err error
+	if c.Serial, err = a.serial(ctx, key.Public(), f, tmp); err != nil {
+		return nil, c, err
+	}
+	if _, err := tmp.Seek(0, io.SeekStart); err != nil {
+		return nil, c, err
+	}
+	sig, err := signature.Sign(key, tmp, c)
+	if err != nil {
+		return nil, c, fmt.Errorf("%s: %w", f.meta, err)
+	}
+	if err := atomicfile.Write(f.meta+signature.Suffix, sig, 0o644); err != nil {
+		return nil, c, fmt.Errorf("sign: %w", err)
+	}
+	return sig, c, nil
+}
+
+// signFile signs the manifest f.meta as it is.
+func (a *app) signFile(ctx context.Context, f *signFlags, key signature.PrivateKey) (signature.Claims, error) {
+	tmp, claims, remove, err := claimsOf(ctx, f.meta)
+	if err != nil {
+		return claims, err
+	}
+	defer remove()
+	_, claims, err = a.writeSignature(ctx, f, key, tmp, claims)
+	return claims, err
+}
+
+// noJournal refuses a file beside which lies what would make another one of it.
+func noJournal(doing, file string) error {
 	for _, suffix := range []string{"-journal", "-wal"} {
 		if info, err := os.Stat(file + suffix); err == nil && info.Size() > 0 {
-			return nil, c, nil, fmt.Errorf("sign %s: beside it lies %s%s, a change that is not in it as a whole: end what writes it, or open it with sqlite3 once", file, file, suffix)
+			return fmt.Errorf("%s %s: beside it lies %s%s, a change that is not in it as a whole: end what writes it, or open it with sqlite3 once", doing, file, file, suffix)
 		}
+	}
+	return nil
+}
+
+// claimsOf opens a private copy of a manifest, and returns what it says of itself.
+func claimsOf(ctx context.Context, file string) (tmp io.ReadSeeker, c signature.Claims, remove func(), err error) {
+	if err := noJournal("sign", file); err != nil {
+		return nil, c, nil, err
 	}
 	f, remove, err := copyManifest(ctx, file)
 	if err != nil {

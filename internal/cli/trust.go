@@ -108,7 +108,33 @@ var (
 	errUnsigned = fmt.Errorf("%w: it is not signed", errRefused)
 )
 
+// openCopy opens what has to be copied first. Of a manifest at a URL that is being
+// replaced, one may get the signature of the old and the bytes of the new one, or
+// the other way round: then both are fetched again.
 func (t *trust) openCopy(ctx context.Context, key *signature.PublicKey, file string) (m *manifest.Manifest, c signature.Claims, path string, done func(), err error) {
+	for _, pause := range []time.Duration{300 * time.Millisecond, time.Second} {
+		m, c, path, done, err = t.openCopyOnce(ctx, key, file)
+		if !isURL(file) || !errors.Is(err, signature.ErrChangedFile) {
+			return m, c, path, done, err
+		}
+		if err := wait(ctx, pause); err != nil {
+			return nil, c, "", nil, err
+		}
+	}
+	return t.openCopyOnce(ctx, key, file)
+}
+
+// wait waits, but not for longer than the context.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *trust) openCopyOnce(ctx context.Context, key *signature.PublicKey, file string) (m *manifest.Manifest, c signature.Claims, path string, done func(), err error) {
 	// First, because it is small and may be missing.
 	var sig []byte
 	if key != nil {

@@ -209,17 +209,25 @@ func (a *app) storesToVerify(routes []manifest.Route) (stores []verify.Store, un
 		if dir, err := dirPath(spec.URL); spec.URL.Scheme == "dir" && err == nil {
 			s.Prober = store.NewDir(dir)
 		}
-		if l, ok := s.Reader.(interface{ Layout() (store.Layout, bool) }); ok {
-			s.Layout = func() string {
-				if layout, known := l.Layout(); known {
-					return layout.String()
-				}
-				return ""
-			}
-		}
+		s.Layout = layoutOf(s.Reader)
 		stores = append(stores, s)
 	}
 	return stores, unread
+}
+
+// layoutOf returns what tells the layout that a store turns out to have, nil for
+// one that has none.
+func layoutOf(r store.Reader) func() string {
+	l, ok := r.(interface{ Layout() (store.Layout, bool) })
+	if !ok {
+		return nil
+	}
+	return func() string {
+		if layout, known := l.Layout(); known {
+			return layout.String()
+		}
+		return ""
+	}
 }
 
 // verifyModules checks the modules. That no store answers is a finding: those of

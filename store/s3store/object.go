@@ -269,6 +269,10 @@ func (s *Store) Learn(ctx context.Context, most int) (complete bool, err error) 
 	return true, nil
 }
 
+// Seen reports whether Learn has seen the object where Put would write it. It is
+// not known where Learn did not come to the end of its list.
+func (s *Store) Seen(id block.ID) (there, known bool) { return s.present.seen(id) }
+
 // An inventory is what is known to be in the store under the layout that is
 // written.
 type inventory struct {
@@ -289,6 +293,13 @@ func (i *inventory) has(id block.ID, size int64) (there, known bool) {
 	defer i.mu.Unlock()
 	have, ok := i.sizes[id]
 	return ok && have == size, ok || i.complete
+}
+
+func (i *inventory) seen(id block.ID) (there, known bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	size, ok := i.sizes[id]
+	return ok && store.CheckSize(size) == nil, ok || i.complete
 }
 
 func (i *inventory) add(id block.ID, size int64) {

@@ -312,6 +312,11 @@ func TestLearn(t *testing.T) {
 		t.Errorf("Learn of 7 keys, 3 a page, made %d requests, want 3", got)
 	}
 	for i := range 7 {
+		if there, known := s.Seen(mustID(i)); there != (i < 5) || !known {
+			t.Errorf("Seen of object %d after Learn = %v, %v, want %v, true", i, there, known, i < 5)
+		}
+	}
+	for i := range 7 {
 		if got, want := put(t, s, i), i >= 5; got != want {
 			t.Errorf("Put of object %d after Learn = %v, want %v", i, got, want)
 		}
@@ -336,11 +341,19 @@ func TestLearnStops(t *testing.T) {
 		f.Put(fmt.Sprintf("z%d", i), nil)
 	}
 	s := open(t, f.with(keyID, secret), nil)
+	if there, known := s.Seen(mustID(0)); there || known {
+		t.Errorf("Seen before Learn = %v, %v, want false, false", there, known)
+	}
 	if all, err := s.Learn(t.Context(), 4); all || err != nil {
 		t.Fatalf("Learn = %v, %v, want not all", all, err)
 	}
 	if got := len(f.Requests()); got != 2 {
 		t.Errorf("Learn of at most 4 keys, 2 a page, made %d requests, want 2", got)
+	}
+	for i := range 2 {
+		if there, known := s.Seen(mustID(i)); there != (i == 0) || known != (i == 0) {
+			t.Errorf("Seen of object %d = %v, %v, want %v", i, there, known, i == 0)
+		}
 	}
 	put(t, s, 0)
 	put(t, s, 1)
