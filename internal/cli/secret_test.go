@@ -85,7 +85,8 @@ func (s *spy) lookAtFile(name string) {
 // run runs the program, and looks at all it says.
 func (s *spy) run(code int, env []string, args ...string) string {
 	s.t.Helper()
-	r := run(s.t, "env", append(append(append([]string{}, env...), "overmount"), args...)...)
+	all := append([]string{"XDG_CACHE_HOME=" + filepath.Join(s.work, "cache")}, env...)
+	r := run(s.t, "env", append(append(all, "overmount"), args...)...)
 	s.look(fmt.Sprintf("the output of %q", args), r.stdout+r.stderr)
 	if r.code != code {
 		s.t.Errorf("overmount %q: exit code %d, want %d: %s%s", args, r.code, code, r.stdout, r.stderr)
@@ -158,8 +159,10 @@ func (s *spy) private(name, text string) string {
 func TestNoSecretOfS3(t *testing.T) {
 	testenv.FUSE(t)
 	t.Parallel()
-	host, _, _ := startS3(t, s3Key, s3Secret)
+	host, files, _ := startS3(t, s3Key, s3Secret)
 	cut := cutUploads(t, host)
+	web := httptest.NewServer(http.FileServer(http.Dir(files)))
+	t.Cleanup(web.Close)
 	for _, way := range []struct {
 		name string
 		give func(s *spy, secret, host string) (env, flags []string, user string)
@@ -183,7 +186,8 @@ func TestNoSecretOfS3(t *testing.T) {
 			badEnv, badFlags, badUser := way.give(s, wrongSecret, host)
 			at := func(user, host, path string) string { return "s3://" + user + host + "/" + path }
 			meta, copied, failed := filepath.Join(s.work, "x.fl"), filepath.Join(s.work, "copy.fl"), filepath.Join(s.work, "failed.fl")
-			bucket := at(user, host, "flists/"+way.name)
+			bucket, public := at(user, host, "flists/"+way.name), web.URL+"/"+way.name
+			published := filepath.Join(s.work, "published.fl")
 			reads := []string{"AWS_ACCESS_KEY_ID=" + s3Key, "AWS_SECRET_ACCESS_KEY=" + s3Secret} // what x.fl names
 			// What writes to S3, and how it ends. A verb that does, too, gets its
 			// line here.
@@ -203,11 +207,16 @@ func TestNoSecretOfS3(t *testing.T) {
 				{1, env, flags, []string{"pack", "-m", failed, "-s", bucket + "?nonsense=1", src}},
 				{0, reads, flags, []string{"clone", "-m", meta, "-s", bucket + "/copy", "--set", bucket + "/copy", "-o", copied}},
 				{1, reads, badFlags, []string{"clone", "-m", meta, "-s", at(badUser, host, "no-such-bucket")}},
+				{0, reads, flags, []string{"publish", "--json", "-m", meta, "--to", bucket, "--public", public, "-o", published}},
+				{1, reads, badFlags, []string{"publish", "-m", meta, "--to", at(badUser, host, "no-such-bucket"), "--public", public, "-o", failed}},
+				{4, reads, flags, []string{"publish", "-m", meta, "--to", bucket, "--public", strings.Replace(public, "://", "://"+s3Key+":"+url.QueryEscape(s3Secret)+"@", 1), "-o", failed}},
+				{4, reads, flags, []string{"publish", "-m", meta, "--to", bucket, "--public", public + "/wrong", "-o", failed}},
 			} {
 				s.run(step.code, step.env, append(step.flags[:len(step.flags):len(step.flags)], step.args...)...)
 			}
 			s.lookAtFile(meta)
 			s.lookAtFile(copied)
+			s.lookAtFile(published)
 
 			// Reading takes the URL from the manifest, where someone may have put a
 			// secret.
