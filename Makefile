@@ -8,7 +8,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 FUZZTIME ?= 10s
 
 # What the tests and the demo run beside our own programs.
-TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux
+TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux \
+	nginx curl openssl
 ifneq ($(shell id -u),0)
 TOOLS += fuse3
 endif
@@ -51,8 +52,8 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64
-test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)"
-test-full: tools tools-race ## like test, with everything under the race detector, more kernels and longer fuzzing
+test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)"
+test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
 	$(KERNEL) OVERMOUNT_TEST_LONG=1 CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
 	$(MAKE) test FUZZTIME=2m KERNEL_ARCHS="$(KERNEL_ARCHS)"
 

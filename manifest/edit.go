@@ -169,6 +169,16 @@ func (e *Editor) DeleteTags() error {
 	return execute(e.db, `DELETE FROM tag WHERE key NOT IN (?, ?)`, TagCodec, TagBlockSize)
 }
 
+// Routes returns the routes as they are now, in their order.
+func (e *Editor) Routes() ([]Route, error) {
+	var routes []Route
+	err := each(e.db, `SELECT start, "end", url FROM route ORDER BY rowid`, func(s *sqlite3.Stmt) error {
+		routes = append(routes, Route{First: byte(s.ColumnInt64(0)), Last: byte(s.ColumnInt64(1)), URL: s.ColumnText(2)})
+		return nil
+	})
+	return routes, err
+}
+
 // AddRoute adds a route behind the others.
 func (e *Editor) AddRoute(r Route) error {
 	return execute(e.db, insertRoute, int64(r.First), int64(r.Last), r.URL)

@@ -36,8 +36,18 @@ func TestEdit(t *testing.T) {
 		{"delete all routes", (*Editor).DeleteRoutes, nil, nil},
 		{"nothing", func(*Editor) error { return nil }, nil, nil},
 	} {
-		if err := Edit(t.Context(), path, step.change); err != nil {
+		var within []Route
+		err := Edit(t.Context(), path, func(e *Editor) (err error) {
+			if err = step.change(e); err == nil {
+				within, err = e.Routes()
+			}
+			return err
+		})
+		if err != nil {
 			t.Fatalf("%s: Edit = %v", step.name, err)
+		}
+		if diff := cmp.Diff(step.routes, within); diff != "" {
+			t.Errorf("%s: Routes of the Editor differ (-want +got):\n%s", step.name, diff)
 		}
 		m := mustOpen(t, path)
 		tags := map[string]string{TagCodec: "zstd", TagBlockSize: strconv.Itoa(block.Size)}

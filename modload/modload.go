@@ -285,3 +285,17 @@ func inserted(file string, err error) error {
 	}
 	return fmt.Errorf("load %s: %w", file, err)
 }
+
+// Run does what modprobe would do for a name ([kmod.Resolver.Resolve]), one action
+// after the other. It goes on after one that nothing else requires.
+func Run(ctx context.Context, dir string, actions []kmod.Action) error {
+	for _, a := range actions {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := kernel(dir).do(ctx, a); err != nil && a.Required {
+			return err
+		}
+	}
+	return nil
+}

@@ -171,17 +171,12 @@ func (a *app) storeAdd(meta *string) *cobra.Command {
 		if len(specs) == 0 {
 			return usagef(cmd, "missing flag: -s STORE")
 		}
-		var routes []manifest.Route
-		for _, text := range specs {
-			spec, err := parseSpec(text)
-			if err != nil {
-				return err
-			}
-			u := spec.URL
-			if !keepPassword {
-				u = store.StripPassword(u)
-			}
-			routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: u.String()})
+		routes, err := givenRoutes(specs, keepPassword)
+		if err != nil {
+			return err
+		}
+		if keepPassword {
+			a.warnPasswords()
 		}
 		return manifest.Edit(cmd.Context(), *meta, func(e *manifest.Editor) error {
 			for _, r := range routes {
@@ -193,7 +188,7 @@ func (a *app) storeAdd(meta *string) *cobra.Command {
 		})
 	})
 	cmd.Flags().StringArrayVarP(&specs, "store", "s", nil, "`STORE` as [xx-yy=]URL, can be repeated")
-	cmd.Flags().BoolVar(&keepPassword, "no-strip-password", false, "write passwords into the manifest, for everyone who reads it")
+	cmd.Flags().BoolVar(&keepPassword, "no-strip-password", false, noStripPassword)
 	return cmd
 }
 

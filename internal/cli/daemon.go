@@ -55,26 +55,36 @@ func toldFile() (string, error) {
 // startDaemon starts the child as argv0 to mount FILE, and waits until it is ready
 // or has failed.
 func (a *app) startDaemon(ctx context.Context, argv0, file string) error {
-	r, w, err := os.Pipe()
+	child, err := launch(ctx, argv0, a.Args, file, a.Stderr)
 	if err != nil {
 		return err
+	}
+	return child.Process.Release()
+}
+
+// launch starts this program once more as argv0, with the arguments of a "mount -d"
+// of FILE, and returns it when its mount is ready.
+func launch(ctx context.Context, argv0 string, args []string, file string, stderr io.Writer) (*exec.Cmd, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
 	defer r.Close()
 	exe, err := os.Executable()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	child := exec.Command(exe, withoutFile(a.Args, file)...)
+	child := exec.Command(exe, withoutFile(args, file)...)
 	child.Args[0] = argv0
 	child.Stdin = strings.NewReader(file)
 	child.Env = append(os.Environ(), readyFD+"=3")
-	child.Stderr = a.Stderr
+	child.Stderr = stderr
 	child.ExtraFiles = []*os.File{w}
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = child.Start()
 	w.Close()
 	if err != nil {
-		return fmt.Errorf("start the daemon: %w", err)
+		return nil, fmt.Errorf("start the daemon: %w", err)
 	}
 	line := make(chan string, 1)
 	go func() {
@@ -84,11 +94,11 @@ func (a *app) startDaemon(ctx context.Context, argv0, file string) error {
 	select {
 	case text := <-line:
 		if text == readyWord+"\n" {
-			return child.Process.Release()
+			return child, nil
 		}
-		return daemonFailed(child.Wait())
+		return nil, daemonFailed(child.Wait())
 	case <-ctx.Done():
-		return errors.Join(ctx.Err(), stopDaemon(child))
+		return nil, errors.Join(ctx.Err(), stopDaemon(child))
 	}
 }
 

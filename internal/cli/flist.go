@@ -22,11 +22,12 @@ import (
 
 func (a *app) flistCommand() *cobra.Command {
 	var t trust
-	cmd := group("flist", "Look into a manifest without mounting it",
-		a.inspectCommand(&t), a.treeCommand(&t), a.lsCommand(&t), a.catCommand(&t), a.statCommand(&t), a.diffCommand(&t))
+	cmd := group("flist", "Look into a manifest without mounting it, and change its stores",
+		a.inspectCommand(&t), a.treeCommand(&t), a.lsCommand(&t), a.catCommand(&t), a.statCommand(&t), a.diffCommand(&t), a.editStoreCommand(&t))
 	t.flags(cmd)
 	cmd.Long = `Flist shows what a manifest holds. FILE is a path or an http(s) URL; PATH is a path
-in the tree, by default its root. Only cat fetches content.
+in the tree, by default its root. Only cat fetches content, and only edit-store
+changes anything.
 
 ` + exitCodes
 	return cmd

@@ -152,6 +152,7 @@ func (f *treeFlags) add(cmd *cobra.Command, cacheHelp, cacheDefault string) {
 type opened struct {
 	tree  *tree.Tree
 	src   store.Reader // of the tree's objects
+	count *store.Counter
 	cache *cache.Cache // nil without one
 }
 
@@ -176,11 +177,11 @@ func (f *treeFlags) open(ctx context.Context, a *app, log *slog.Logger) (*opened
 
 // openContent opens the stores of a manifest, and puts the cache before them.
 func (f *treeFlags) openContent(a *app, m *manifest.Manifest, log *slog.Logger) (*opened, error) {
-	src, err := a.readStores(m.Routes(), f.timeout, log)
+	src, counter, err := a.countedStores(m.Routes(), f.timeout, log)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", shown(f.meta), err)
 	}
-	o := &opened{}
+	o := &opened{count: counter}
 	if f.cacheDir != "" {
 		opts := &cache.Options{MaxBytes: int64(f.cacheSize), Logger: log}
 		switch {

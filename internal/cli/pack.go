@@ -74,7 +74,7 @@ Who changes the manifest afterwards, also its stores, has to sign again.
 	metaFlag(cmd, &f.meta, "manifest `FILE` to write")
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&f.stores, "store", "s", nil, "`STORE` for the objects, can be repeated (required)")
-	flags.BoolVar(&f.keepPassword, "no-strip-password", false, "write the passwords of store URLs into the manifest, for everyone who reads it")
+	flags.BoolVar(&f.keepPassword, "no-strip-password", false, noStripPassword)
 	flags.StringVar(&f.kind, "kind", "tree", "what the tree is: modules, firmware or tree")
 	flags.StringVar(&f.kver, "kver", "", "kernel `version` that modules must be for (default: the last part of SOURCE, or what the modules say)")
 	flags.BoolVar(&f.depmod.run, "depmod", false, "with --kind modules: make the index files, as depmod does")
@@ -103,7 +103,7 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 		return err
 	}
 	if f.keepPassword {
-		fmt.Fprintln(a.Stderr, "overmount: warning: the manifest will hold the passwords of its stores, readable by everyone who gets it")
+		a.warnPasswords()
 	}
 	opts.Routes = routes
 	if info, err := os.Stat(source); err != nil {

@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -60,9 +59,9 @@ func startS3(t *testing.T, key, secret string) (host, files string, stop func())
 	}
 }
 
-// TestPrivateBucketPublicWeb packs to a private bucket, lets the manifest name a
-// web server of the same objects, and reads from there with the S3 server gone.
-// The secret is nowhere.
+// TestPrivateBucketPublicWeb packs to a private bucket, lets the manifest name an
+// nginx that serves the same objects, and reads from there with the S3 server
+// gone. The secret is nowhere.
 func TestPrivateBucketPublicWeb(t *testing.T) {
 	testenv.FUSE(t)
 	const key, secret = "AKFLEET", "hunter2/with+signs@and:more"
@@ -104,12 +103,27 @@ func TestPrivateBucketPublicWeb(t *testing.T) {
 		t.Errorf("pack to a bucket that is not there: exit code %d, %q", r.code, r.stderr)
 	}
 
-	web := httptest.NewServer(http.FileServer(http.Dir(files)))
-	t.Cleanup(web.Close)
-	overmount("config", "-m", meta, "store", "delete", "-a")
-	overmount("config", "-m", meta, "store", "add", "-s", web.URL+"/blobs")
+	// Nobody may read the bucket itself, and that others may not is told.
+	if out := overmount("verify", "--objects", "none", "--mount", meta); !strings.Contains(out, "warning: mount: "+bucket+": it may have been read with the S3 credentials") {
+		t.Errorf("verify --mount of a manifest that names the bucket says %q, want a warning of the credentials", out)
+	}
+	resp, err := http.Get("http://" + host + "/flists?list-type=2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("without a key, the bucket's list is answered with %s, want 403", resp.Status)
+	}
+
+	web := startNginx(t, files)
+	overmount("flist", "edit-store", "-m", meta, "--replace", bucket+"="+web+"/blobs")
 	stop()
-	overmount("verify", "--objects", "all", meta)
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	if out := overmount("verify", "--objects", "all", "--mount", meta); !strings.Contains(out, "info: mount: mounted") {
+		t.Errorf("verify says %q, want that the mount was tested", out)
+	}
 	target := filepath.Join(work, "mnt")
 	mountAt(t, target, "-m", meta)
 	same(t, "mounted", manifestOf(t, src), manifestOf(t, target))

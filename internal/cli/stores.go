@@ -215,6 +215,12 @@ func covered(routes []manifest.Route) error {
 // readStores opens the stores of a manifest for reading. Routes that this
 // program cannot read are left out with a warning, as long as others are left.
 func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, error) {
+	r, _, err := a.countedStores(routes, budget, log)
+	return r, err
+}
+
+// countedStores is readStores, with what counts the requests, each try by itself.
+func (a *app) countedStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, *store.Counter, error) {
 	var readers store.Routes
 	var failed []error
 	opened := map[string]store.Reader{}
@@ -228,15 +234,16 @@ func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slo
 	}
 	if len(readers) == 0 {
 		if len(routes) == 0 {
-			return nil, errors.New(`the manifest names no store; add one with "overmount config -m FILE store add -s URL"`)
+			return nil, nil, errors.New(`the manifest names no store; add one with "overmount config -m FILE store add -s URL"`)
 		}
-		return nil, fmt.Errorf("no store of the manifest can be read: %w", errors.Join(failed...))
+		return nil, nil, fmt.Errorf("no store of the manifest can be read: %w", errors.Join(failed...))
 	}
 	for _, err := range failed {
 		log.Warn("leaving out a store of the manifest", "reason", err)
 	}
 	log = log.With("stores", storeNames(routes))
-	return store.Retry(store.Ranked(readers), &store.RetryOptions{Budget: budget, Logger: log}), nil
+	counter := store.Count(store.Ranked(readers))
+	return store.Retry(counter, &store.RetryOptions{Budget: budget, Logger: log}), counter, nil
 }
 
 // storeNames names the stores of routes, for people.

@@ -180,7 +180,8 @@ func (t *trust) wanted(m *manifest.Manifest) error {
 }
 
 // copyManifest copies FILE, a path or a URL, to a directory of this user alone. The
-// copy is at its beginning.
+// copy is at its beginning, and has the mode of any new file, for those who make
+// another manifest of it.
 func copyManifest(ctx context.Context, file string) (tmp *os.File, remove func(), err error) {
 	dir, err := os.MkdirTemp("", "overmount-")
 	if err != nil {
@@ -191,7 +192,7 @@ func copyManifest(ctx context.Context, file string) (tmp *os.File, remove func()
 			os.RemoveAll(dir)
 		}
 	}()
-	if tmp, err = os.OpenFile(filepath.Join(dir, "manifest.fl"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+	if tmp, err = os.OpenFile(filepath.Join(dir, "manifest.fl"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666); err != nil {
 		return nil, nil, err
 	}
 	remove = func() {

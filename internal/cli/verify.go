@@ -27,6 +27,7 @@ type verifyFlags struct {
 	journal   string
 	parallel  int
 	forOthers bool
+	mount     bool
 
 	trust        trust
 	kver         string
@@ -71,6 +72,11 @@ modules of another kernel, signatures, and compression that the kernel cannot
 undo (with --kernel-config). With --firmware, it tells which declared firmware
 is not there. Declared names are hints, so that is no error.
 
+With --mount, it mounts the manifest for a moment in a directory of its own, without
+a cache, and reads there what a machine would: small and large files, a symlink,
+a directory, of modules an index and a module. All has to be what the manifest
+and the stores have. Where nothing can be mounted, that is a warning.
+
 With --journal, what was found to be right is noted in a file, and a check that
 was interrupted goes on where it was. When the check is over, the file is removed.
 
@@ -86,6 +92,7 @@ names.
 ` + exitCodes,
 		Example: `  overmount verify modules.fl
   overmount verify --objects all --for-others --strict https://web.example.com/firmware.fl
+  overmount verify --objects all --mount --strict --pubkey modules.pub https://web.example.com/modules.fl
   overmount verify --firmware firmware.fl --kernel-config /boot/config-6.1.0-56-amd64 modules.fl
   overmount verify /lib/modules/6.1.0-56-amd64`,
 		Args: args(1, 1, "FILE"),
@@ -97,6 +104,7 @@ names.
 	flags.StringVar(&f.journal, "journal", "", "`FILE` for what has been checked, to go on after an interruption")
 	flags.IntVar(&f.parallel, "parallel", 32, "`number` of requests at a time")
 	flags.BoolVar(&f.forOthers, "for-others", false, "let it be an error that machines of other networks cannot reach a store")
+	flags.BoolVar(&f.mount, "mount", false, "mount it for a moment, and read some of it there")
 	flags.StringVar(&f.kver, "kver", "", "kernel `version` that modules must be for (default: that of the manifest, or the name of the directory)")
 	flags.StringVar(&f.firmware, "firmware", "", "`FILE` that will be at /lib/firmware, a manifest or a directory")
 	flags.StringVar(&f.kernelConfig, "kernel-config", "", "`FILE` with the configuration of the kernel that will load the modules")
@@ -130,6 +138,13 @@ func (a *app) verify(cmd *cobra.Command, f *verifyFlags, file string) error {
 		}
 		findings = append(findings, more...)
 	}
+	if f.mount {
+		more, err := a.verifyMount(cmd.Context(), f, file, src)
+		if err != nil {
+			return fmt.Errorf("verify %s: test mount: %w", shown(file), err)
+		}
+		findings = append(findings, more...)
+	}
 	slices.SortStableFunc(findings, func(a, b verify.Finding) int { return cmp.Compare(b.Severity, a.Severity) })
 	return a.found(file, findings, f.strict)
 }
@@ -139,7 +154,7 @@ func (f *verifyFlags) check(cmd *cobra.Command, isManifest, modules bool) error 
 	if f.parallel <= 0 {
 		return usagef(cmd, "--parallel %d: want at least 1", f.parallel)
 	}
-	for _, name := range []string{"objects", "existence", "journal", "parallel", "for-others"} {
+	for _, name := range []string{"objects", "existence", "journal", "parallel", "for-others", "mount"} {
 		if cmd.Flags().Changed(name) && !isManifest {
 			return usagef(cmd, "--%s is for manifests, and FILE is a directory", name)
 		}

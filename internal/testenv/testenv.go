@@ -112,3 +112,28 @@ func Kmod(tb testing.TB, version int, tool string) []string {
 	variable := fmt.Sprintf("OVERMOUNT_TEST_KMOD%d", version)
 	return []string{Program(tb, variable, fmt.Sprintf("scripts/kmod-of makes one that runs kmod %d", version)), tool}
 }
+
+// Nginx returns the path of the web server nginx, which Debian has where only
+// root's PATH leads.
+func Nginx(tb testing.TB) string {
+	tb.Helper()
+	for _, name := range []string{"nginx", "/usr/sbin/nginx"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	Need(tb, "nginx is not installed")
+	return ""
+}
+
+// Garage returns the path of the S3 server Garage, from OVERMOUNT_TEST_GARAGE, and
+// skips the test without it, also where nothing else may be missing: it takes a
+// quarter of an hour to build. "scripts/garage" does that.
+func Garage(tb testing.TB) string {
+	tb.Helper()
+	path := os.Getenv("OVERMOUNT_TEST_GARAGE")
+	if path == "" {
+		tb.Skip("OVERMOUNT_TEST_GARAGE names no program; scripts/garage builds one")
+	}
+	return path
+}

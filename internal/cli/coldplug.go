@@ -1,0 +1,253 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"overmount/coldplug"
+	"overmount/kmod"
+	"overmount/modload"
+)
+
+type coldplugFlags struct {
+	dir      string
+	settle   time.Duration
+	parallel int
+}
+
+func (a *app) coldplugCommand() *cobra.Command {
+	var f coldplugFlags
+	cmd := &cobra.Command{
+		Use:   "coldplug",
+		Short: "Load the drivers of this machine's devices, without udev and modprobe",
+		Long: `Coldplug loads the modules that the devices of this machine need, many at a time,
+each after what it needs, and then those for the devices that appear by it, until
+nothing new does. It reads modprobe.d and the kernel command line as modprobe does:
+aliases, softdeps, blacklists, options, install commands. It makes no links in /dev
+and sets no rights: that is udev's work.
+
+It ends with 3 if a module could not be loaded, or some were still on their way
+after --settle.
+
+With --json, one object for each module: module, milliseconds, and error if it
+failed; and in the end one with loaded, failed, waiting, devices (with a modalias that
+some module is for), bound (those that have a driver), seconds.
+
+` + exitCodes,
+		Example: "  overmount coldplug\n  overmount coldplug --settle 30s --json",
+		Args:    args(0, 0, ""),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return a.coldplug(cmd, &f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.dir, "dir", "", "`directory` with the modules and their indexes (default /lib/modules/ and the version of the kernel)")
+	flags.DurationVar(&f.settle, "settle", 120*time.Second, "how long the devices may take")
+	flags.IntVar(&f.parallel, "parallel", 16, "most `modules` that are loaded at a time")
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (a *app) coldplug(cmd *cobra.Command, f *coldplugFlags) error {
+	if f.parallel < 1 || f.settle <= 0 {
+		return usagef(cmd, "--parallel and --settle want more than 0")
+	}
+	log, err := a.logger(cmd, a.Stderr)
+	if err != nil {
+		return err
+	}
+	if f.dir == "" {
+		var u unix.Utsname
+		if err := unix.Uname(&u); err != nil {
+			return err
+		}
+		f.dir = filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+	}
+	d := driverLoading{dir: f.dir, fsys: os.DirFS(f.dir), parallel: f.parallel, log: log}
+	r, err := d.coldplug(cmd.Context(), f.settle)
+	if err != nil {
+		return fmt.Errorf("coldplug: %w", err)
+	}
+	return a.coldplugged(r)
+}
+
+// driverLoading is what loading modules needs.
+type driverLoading struct {
+	dir      string // where the kernel finds the files
+	fsys     fs.FS  // the same, or what is mounted there
+	parallel int
+	log      *slog.Logger
+}
+
+// coldplugResult says what came of it.
+type coldplugResult struct {
+	results        []modload.Result
+	waiting        []string
+	devices, bound int
+	took           time.Duration
+}
+
+func (r *coldplugResult) failed() (failed []modload.Result) {
+	for _, m := range r.results {
+		if m.Err != nil {
+			failed = append(failed, m)
+		}
+	}
+	return failed
+}
+
+func (r *coldplugResult) String() string {
+	return fmt.Sprintf("%d modules loaded, %d failed, %d waiting; %d of %d devices have a driver",
+		len(r.results)-len(r.failed()), len(r.failed()), len(r.waiting), r.bound, r.devices)
+}
+
+// config reads modprobe.d and the kernel command line of this machine.
+func (d *driverLoading) config() (*kmod.Config, string, error) {
+	config, err := kmod.ReadConfig(os.DirFS("/"))
+	if err != nil {
+		return nil, "", err
+	}
+	cmdline, err := readLimited("/proc/cmdline", 64<<10)
+	if err != nil {
+		return nil, "", fmt.Errorf("kernel command line: %w", err)
+	}
+	config.AddCommandLine(string(cmdline))
+	return config, string(cmdline), nil
+}
+
+// planner returns a planner for this machine.
+func (d *driverLoading) planner(tree *kmod.Tree, source coldplug.Source, o coldplug.Options) (*coldplug.Planner, *coldplug.Machine, error) {
+	config, cmdline, err := d.config()
+	if err != nil {
+		return nil, nil, err
+	}
+	machine, err := coldplug.Scan(os.DirFS("/sys"))
+	if err != nil {
+		return nil, nil, err
+	}
+	o.Loaded, o.Refused = machine.Loaded, kmod.Refused(cmdline)
+	return coldplug.New(tree, config, source, &o), machine, nil
+}
+
+func (d *driverLoading) coldplug(ctx context.Context, settle time.Duration) (*coldplugResult, error) {
+	start := time.Now()
+	tree, err := kmod.OpenTree(d.fsys)
+	if err != nil {
+		return nil, err
+	}
+	events, err := modload.ListenUevents()
+	if err != nil {
+		return nil, err
+	}
+	defer events.Close()
+	p, _, err := d.planner(tree, unknownFacts{}, coldplug.Options{})
+	if err != nil {
+		return nil, err
+	}
+	within, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	l := modload.New(d.dir, tree, &modload.Options{Parallel: d.parallel, Logger: d.log})
+	err = modload.Coldplug(within, os.DirFS("/sys"), p, l, events)
+	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {
+		return nil, err
+	}
+	r := &coldplugResult{results: l.Results(), waiting: l.Waiting(), took: time.Since(start)}
+	slices.SortFunc(r.results, func(a, b modload.Result) int { return cmp.Compare(a.Module, b.Module) })
+	slices.Sort(r.waiting)
+	return r, r.countDevices(tree)
+}
+
+// unknownFacts is for who loads and needs no sizes.
+type unknownFacts struct{}
+
+func (unknownFacts) Facts(string) (coldplug.Facts, error) { return coldplug.Facts{}, nil }
+
+// countDevices counts the devices that some module is for, and those with a driver.
+func (r *coldplugResult) countDevices(tree *kmod.Tree) error {
+	sysfs := os.DirFS("/sys")
+	machine, err := coldplug.Scan(sysfs)
+	if err != nil {
+		return err
+	}
+	seen := map[string]bool{}
+	for _, d := range machine.Devices {
+		if seen[d.Path] || len(tree.Aliases(d.Modalias)) == 0 {
+			continue
+		}
+		seen[d.Path] = true
+		r.devices++
+		if modload.Driver(sysfs, d) != "" {
+			r.bound++
+		}
+	}
+	return nil
+}
+
+func (a *app) coldplugged(r *coldplugResult) error {
+	failed := r.failed()
+	if a.json {
+		enc := json.NewEncoder(a.Stdout)
+		for _, m := range r.results {
+			line := map[string]any{"module": m.Module, "milliseconds": m.Took.Milliseconds()}
+			if m.Err != nil {
+				line["error"] = m.Err.Error()
+			}
+			if err := enc.Encode(line); err != nil {
+				return err
+			}
+		}
+		err := enc.Encode(map[string]any{
+			"loaded": len(r.results) - len(failed), "failed": len(failed), "waiting": r.waiting,
+			"devices": r.devices, "bound": r.bound, "seconds": r.took.Seconds(),
+		})
+		if err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintf(a.Stdout, "%v; %.2f s\n", r, r.took.Seconds())
+	}
+	switch {
+	case len(r.waiting) > 0:
+		return exitError{exitPartly, fmt.Errorf("still on their way: %s", strings.Join(r.waiting, ", "))}
+	case len(failed) > 0:
+		return exitError{exitPartly, fmt.Errorf("%d modules could not be loaded, the first: %w", len(failed), failed[0].Err)}
+	}
+	return nil
+}
+
+// load loads modules by name, with what they need, in modprobe's order.
+func (d *driverLoading) load(ctx context.Context, names []string) error {
+	tree, err := kmod.OpenTree(d.fsys)
+	if err != nil {
+		return err
+	}
+	config, _, err := d.config()
+	if err != nil {
+		return err
+	}
+	machine, err := coldplug.Scan(os.DirFS("/sys"))
+	if err != nil {
+		return err
+	}
+	resolver := kmod.NewResolver(tree, config, &kmod.ResolverOptions{Loaded: machine.Loaded})
+	var errs []error
+	for _, name := range names {
+		actions, err := resolver.Resolve(name)
+		if err == nil {
+			err = modload.Run(ctx, d.dir, actions)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
