@@ -9,14 +9,14 @@ FUZZTIME ?= 10s
 
 # What the tests and the demo run beside our own programs.
 TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux \
-	nginx curl openssl
+	nginx curl openssl qemu-system-x86 udev cpio
 ifneq ($(shell id -u),0)
 TOOLS += fuse3
 endif
 
 # The race detector needs C; and what takes minutes under it runs without.
 RACE_TOOLS := gcc libc6-dev
-RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli)$$
+RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli|test/vm)$$
 
 # The environment of tests that work on the modules of real kernels, and compare
 # with kmod: beside this host's architecture those of KERNEL_ARCHS.
@@ -52,9 +52,10 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64
-test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)"
+test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)" OVERMOUNT_TEST_LONG=1
 test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
-	$(KERNEL) OVERMOUNT_TEST_LONG=1 CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m ./...
+	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m $$($(GO) list ./... | grep -v '/test/vm$$')
+	$(KERNEL) OVERMOUNT_TEST_VM=all CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m ./test/vm
 	$(MAKE) test FUZZTIME=2m KERNEL_ARCHS="$(KERNEL_ARCHS)"
 
 .PHONY: fuzz

@@ -17,6 +17,7 @@
 //	         fusefs            a tree as a FUSE mount
 //	         modload           modules into the kernel, until all devices have theirs
 //	         boot              what a machine does on its way up, and when
+//	         initramfs         the image that a machine starts from
 //	floor 2  tree              manifest + store = files, without a kernel
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names
@@ -35,6 +36,7 @@
 //	floor 0  block             one block: seal, open, codecs
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         internal/atomicfile  files that appear whole or not at all
+//	         internal/cpio        archives that the kernel unpacks
 //	         internal/flight      work that those who want it share
 //	         internal/mounts      what is mounted where
 //	         internal/notify      telling the service manager
@@ -42,7 +44,8 @@
 //	         internal/pulse       signs that an answer is on its way
 //	         internal/testenv     what tests need of the machine
 //
-// bench measures several of them against plain tools; contrib has the files for
-// init systems. docs/format.md defines the format, docs/decisions.md gives the
+// bench measures several of them against plain tools, test/vm boots virtual
+// machines, and contrib has the files for init systems. docs/format.md defines the
+// format, docs/decisions.md gives the
 // reasons.
 package overmount

@@ -76,13 +76,13 @@ type Actions struct {
 
 // A Boot is one way up.
 type Boot struct {
-	c       Config
-	do      Actions
-	log     *slog.Logger
-	start   time.Time
-	trust   map[string]origin.Trust
-	lock    *os.File
-	firmDir string // the file of firmware_class.path
+	c         Config
+	do        Actions
+	log       *slog.Logger
+	start     time.Time
+	trust     map[string]origin.Trust
+	lock      *os.File
+	parameter string // the file of firmware_class.path
 
 	mu      sync.Mutex
 	report  Report
@@ -96,7 +96,7 @@ type place struct{ kind, manifest, dir string }
 // New prepares a boot. It takes the lock of RunDir, which is held until Close, and
 // fails if another boot has it, and for a configuration that cannot be used.
 func New(c *Config, do Actions, log *slog.Logger) (*Boot, error) {
-	b := &Boot{c: *c, do: do, log: log, start: time.Now(), firmDir: firmwarePath}
+	b := &Boot{c: *c, do: do, log: log, start: time.Now(), parameter: firmwarePath}
 	if b.c.Kver == "" {
 		var err error
 		if b.c.Kver, err = runningKernel(); err != nil {

@@ -312,17 +312,20 @@ func TestOneAtATime(t *testing.T) {
 
 func TestKeepStage1(t *testing.T) {
 	dir := t.TempDir()
-	stage1, parameter := filepath.Join(dir, "stage1"), filepath.Join(dir, "path")
+	stage1, parameter, run := filepath.Join(dir, "stage1"), filepath.Join(dir, "path"), filepath.Join(dir, "run")
+	copied := filepath.Join(run, "stage1-firmware")
+	if err := errors.Join(os.MkdirAll(filepath.Join(stage1, "e100"), 0o755), os.Mkdir(run, 0o755),
+		os.WriteFile(filepath.Join(stage1, "e100/ucode.bin"), []byte("code"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct{ before, dir, want string }{
-		{"\n", stage1, stage1}, {"/elsewhere\n", stage1, "/elsewhere\n"}, {"\n", filepath.Join(dir, "absent"), "\n"}, {"\n", none, "\n"},
+		{"\n", filepath.Join(dir, "absent"), "\n"}, {"\n", none, "\n"}, {"/elsewhere\n", stage1, "/elsewhere\n"},
+		{"\n", stage1, copied}, {stage1 + "\n", stage1, copied}, {copied + "\n", stage1, copied},
 	} {
-		if err := os.MkdirAll(stage1, 0o755); err != nil {
-			t.Fatal(err)
-		}
 		if err := os.WriteFile(parameter, []byte(tt.before), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		b := &Boot{c: Config{Stage1Firmware: tt.dir}, firmDir: parameter}
+		b := &Boot{c: Config{Stage1Firmware: tt.dir, RunDir: run}, parameter: parameter}
 		if _, err := b.keepStage1(); err != nil {
 			t.Errorf("%+v: %v", tt, err)
 		}
@@ -330,5 +333,14 @@ func TestKeepStage1(t *testing.T) {
 		if err != nil || string(got) != tt.want {
 			t.Errorf("%+v: the parameter is %q, %v", tt, got, err)
 		}
+		if tt.want != copied {
+			continue
+		}
+		if code, err := os.ReadFile(filepath.Join(copied, "e100/ucode.bin")); err != nil || string(code) != "code" {
+			t.Errorf("%+v: the copy has %q, %v", tt, code, err)
+		}
+	}
+	if left, err := os.ReadDir(run); err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
 	}
 }

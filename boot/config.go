@@ -38,10 +38,11 @@ type Config struct {
 	// ModulesDir and FirmwareDir are mounted over. The defaults are
 	// /lib/modules/{kver} and /lib/firmware.
 	ModulesDir, FirmwareDir string
-	// Stage1Firmware is a directory of firmware that stays reachable under the
-	// mounts, by the kernel's parameter firmware_class.path. The default is
-	// /run/overmount/stage1-firmware; it is not used if it is not there, or the
-	// parameter is set.
+	// Stage1Firmware is the directory with the firmware of stage 1, a copy of which
+	// stays reachable under the mounts, by the kernel's parameter
+	// firmware_class.path; or "none". The default is where "overmount initramfs"
+	// puts it, /lib/overmount/firmware. Nothing is done if it is not there, or if
+	// the parameter names another directory.
 	Stage1Firmware string
 
 	// Cache is the directory for objects, or "none"; CacheSize is the most that it
@@ -78,7 +79,7 @@ type Config struct {
 func Default() *Config {
 	return &Config{
 		ModulesDir: "/lib/modules/{kver}", FirmwareDir: "/lib/firmware",
-		Stage1Firmware: "/run/overmount/stage1-firmware",
+		Stage1Firmware: "/lib/overmount/firmware",
 		Cache:          "/run/overmount/cache", CacheSize: 64 << 20,
 		Kept: "/var/lib/overmount", Embedded: "/usr/share/overmount",
 		NetworkWait: 60 * time.Second, SettleTimeout: 120 * time.Second, ReadTimeout: 90 * time.Second,

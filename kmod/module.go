@@ -109,25 +109,6 @@ func ReadModule(r io.ReaderAt, size int64) (*Module, error) {
 	return m, nil
 }
 
-// ReadImage returns the plain form of the module in a file of size bytes, as the
-// kernel's init_module wants it. It does not look whether that is a module.
-// Errors are those of ReadModule about reading and decompressing.
-func ReadImage(r io.ReaderAt, size int64) ([]byte, error) {
-	if size < 0 || size > maxPlain {
-		return nil, fmt.Errorf("a file of %d bytes", size)
-	}
-	data := make([]byte, size)
-	if n, err := r.ReadAt(data, 0); err != nil && int64(n) < size {
-		return nil, err
-	}
-	c := compressionOf(data)
-	if c == None {
-		return data, nil
-	}
-	plain, _, err := c.decompress(nil, data)
-	return plain, err
-}
-
 // ReadModuleFile reads the module in a file of fsys, which should be an
 // io.ReaderAt, as those of os.DirFS are; others are read whole. It also returns
 // what the file system says of the file. Errors are those of ReadModule and of

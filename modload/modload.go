@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -258,11 +259,11 @@ func Insert(file, options string) error {
 
 // insertPlain is for kernels that cannot decompress.
 func insertPlain(f *os.File, options string) error {
-	info, err := f.Stat()
+	file, err := io.ReadAll(f)
 	if err != nil {
 		return err
 	}
-	image, err := kmod.ReadImage(f, info.Size())
+	image, err := kmod.Plain(file)
 	if err != nil {
 		return err
 	}

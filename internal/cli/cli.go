@@ -128,8 +128,8 @@ The format is that of threefoldtech/rfs.
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
-		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.publishCommand(), a.verifyCommand(),
-		a.cloneCommand(), a.gcCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
+		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.coldplugCommand(), a.publishCommand(),
+		a.verifyCommand(), a.cloneCommand(), a.gcCommand(), a.initramfsCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }
 

@@ -1,0 +1,350 @@
+package cli
+
+import (
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"overmount/initramfs"
+	"overmount/internal/atomicfile"
+)
+
+type initramfsFlags struct {
+	meta     string
+	firmware string
+	trust    trust
+	timeout  time.Duration
+
+	stage1  []string
+	program string
+	busybox string
+	udev    string
+	init    string
+	config  string
+	keys    []string
+	include []string
+
+	out      string
+	compress string
+	dryRun   bool
+}
+
+func (a *app) initramfsCommand() *cobra.Command {
+	var f initramfsFlags
+	cmd := &cobra.Command{
+		Use:   "initramfs -m FILE --stage1 LIST -o OUT.img",
+		Short: "Make the image that a machine starts from, with what it needs to reach the network",
+		Long: `Initramfs makes an image for the boot loader: this program, the modules that
+reach the network with what they depend on, and the firmware that these declare.
+Everything else comes over the network when it is asked for.
+
+-m FILE is a manifest, path or URL, or a directory lib/modules/KVER; --firmware
+is the same of lib/firmware. The modules of --stage1 are a list with commas of:
+
+  virtio        network cards that are virtio devices
+  vm            those of virtual machines: virtio, e1000(e), vmxnet3, Hyper-V,
+                Xen, AWS, Google
+  server        vm and the common ones of servers, 8021q and bonding
+  all-ethernet  all drivers of Ethernet cards, but wireless and USB ones
+  DIR/          all modules below a directory, as kernel/drivers/net/phy/
+  NAME          a module or an alias; it is loaded whatever hardware there is
+  -NAME         not this module, although a set has it
+
+With --busybox the image starts with a script, which loads of these modules what
+the hardware asks for, gets an address by DHCP, and starts /etc/overmount/start
+if that was included, otherwise "overmount boot". Without, --init says what the
+image starts with. --udev takes udevd, udevadm, kmod and their libraries from this
+system, --udev=ROOT from another one. A program that is not static brings its
+libraries.
+
+The same inputs give the same image. Times in it are those of SOURCE_DATE_EPOCH,
+or 0. It says what each part costs; "compressed" is an estimate, a tenth too high.
+
+With --json, one object: image, kver, bytes (of the image, 0 with --dry-run), compression,
+parts (name, files, bytes, compressed), modules (name, path, size, soft), always,
+absent (names of sets that the kernel does not have), firmware, no_firmware
+(declared and not there), warnings.
+
+` + exitCodes,
+		Example: `  overmount initramfs -m modules.fl --stage1 virtio --busybox /bin/busybox -o boot.img
+  overmount initramfs -m /lib/modules/6.1.0-56-amd64 --firmware /lib/firmware --stage1 server,-sfc --busybox /bin/busybox --udev \
+      --config boot.toml --key overmount.pub -o boot.img
+  overmount initramfs -m modules.fl --stage1 all-ethernet --busybox /bin/busybox --dry-run`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.initramfs(cmd, &f) },
+	}
+	f.flags(cmd)
+	a.jsonFlag(cmd)
+	return cmd
+}
+
+func (f *initramfsFlags) flags(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVarP(&f.meta, "meta", "m", "", "`FILE`, a manifest of modules (path or URL) or a directory lib/modules/KVER (required)")
+	flags.StringVar(&f.firmware, "firmware", "", "`FILE`, a manifest of firmware (path or URL) or a directory lib/firmware")
+	flags.StringSliceVar(&f.stage1, "stage1", nil, "`LIST` of sets and modules (required)")
+	flags.StringVarP(&f.out, "output", "o", "", "`file` for the image (required without --dry-run)")
+	flags.StringVar(&f.program, "overmount", "", "`FILE` of this program for the machine (default: the one that runs)")
+	flags.StringVar(&f.busybox, "busybox", "", "`FILE` of busybox for the machine")
+	flags.StringVar(&f.udev, "udev", "", "take udev and kmod of the system in the directory `ROOT`")
+	flags.Lookup("udev").NoOptDefVal = "/"
+	flags.StringVar(&f.init, "init", "", "`FILE` that the image starts with, as /init")
+	flags.StringVar(&f.config, "config", "", "`FILE` for /"+initramfs.ConfigPath)
+	flags.StringArrayVar(&f.keys, "key", nil, "`FILE` of a public key that signs manifests, for /"+initramfs.KeyDir+", can be repeated")
+	flags.StringArrayVar(&f.include, "include", nil, "file or directory `SRC[:/DST]` for the image, can be repeated")
+	flags.StringVar(&f.compress, "compress", "zstd", "how the image is compressed: zstd, gzip or none")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "say what the image would hold, and write none")
+	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for a store that does not answer")
+	f.trust.flags(cmd)
+}
+
+func (a *app) initramfs(cmd *cobra.Command, f *initramfsFlags) error {
+	compression, err := f.check(cmd)
+	if err != nil {
+		return err
+	}
+	opts, err := a.initramfsOptions(cmd, f)
+	if err != nil {
+		return err
+	}
+	im, err := initramfs.New(cmd.Context(), opts)
+	if err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	for _, w := range im.Warnings {
+		a.warnf("%s", w)
+	}
+	shares, err := im.Shares(compression)
+	if err != nil {
+		return fmt.Errorf("initramfs: %w", err)
+	}
+	made := &madeImage{image: im, file: f.out, kver: opts.Kver, compression: compression, shares: shares}
+	if !f.dryRun {
+		if made.bytes, err = writeImage(f.out, im, compression); err != nil {
+			return fmt.Errorf("initramfs: write %s: %w", f.out, err)
+		}
+	}
+	if a.json {
+		return json.NewEncoder(a.Stdout).Encode(made.report())
+	}
+	return made.print(a.Stdout)
+}
+
+func (f *initramfsFlags) check(cmd *cobra.Command) (initramfs.Compression, error) {
+	if err := needMeta(cmd, f.meta); err != nil {
+		return 0, err
+	}
+	if len(f.stage1) == 0 {
+		return 0, usagef(cmd, "missing flag: --stage1 LIST, one or more of %s, and names of modules", strings.Join(initramfs.Sets(), ", "))
+	}
+	if f.out == "" && !f.dryRun {
+		return 0, usagef(cmd, "missing flag: -o OUT.img, the image")
+	}
+	if f.init == "" && f.busybox == "" {
+		return 0, usagef(cmd, "missing flag: --busybox FILE, for the script that the image starts with, or --init FILE")
+	}
+	compression, err := initramfs.ParseCompression(f.compress)
+	if err != nil {
+		return 0, usagef(cmd, "--compress: %w", err)
+	}
+	return compression, nil
+}
+
+func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramfs.Options, error) {
+	o := &initramfs.Options{
+		Stage1: f.stage1, Program: f.program, Busybox: f.busybox, Udev: f.udev, Init: f.init, Config: f.config, Keys: f.keys,
+	}
+	modules, err := a.openModules(cmd, &f.trust, f.meta, f.timeout)
+	if err != nil {
+		return nil, err
+	}
+	if modules.kver == "" {
+		return nil, fmt.Errorf("%s: nothing says which kernel it is for: want a manifest of modules, or a directory named after the version", shown(f.meta))
+	}
+	o.Modules, o.Kver = modules.fs(cmd.Context()), modules.kver
+	if f.firmware != "" {
+		firmware, err := a.openModules(cmd, &f.trust, f.firmware, f.timeout)
+		if err != nil {
+			return nil, err
+		}
+		o.Firmware = firmware.fs(cmd.Context())
+	}
+	for _, text := range f.include {
+		o.Include = append(o.Include, parseInclude(text))
+	}
+	if o.Program == "" {
+		if o.Program, err = os.Executable(); err != nil {
+			return nil, err
+		}
+	}
+	if f.busybox != "" {
+		if o.Applets, err = a.applets(cmd.Context(), f.busybox); err != nil {
+			return nil, err
+		}
+	}
+	if epoch := a.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
+		sec, err := strconv.ParseInt(epoch, 10, 64)
+		if err != nil {
+			return nil, usagef(cmd, "SOURCE_DATE_EPOCH %q is not a number of seconds", epoch)
+		}
+		o.Mtime = time.Unix(sec, 0)
+	}
+	return o, nil
+}
+
+// parseInclude takes SRC[:/DST] apart, at the last colon with a slash after it.
+func parseInclude(text string) initramfs.Include {
+	if i := strings.LastIndex(text, ":/"); i > 0 {
+		return initramfs.Include{From: text[:i], To: text[i+1:]}
+	}
+	return initramfs.Include{From: text}
+}
+
+// appletsLimit bounds how long busybox may take to list its applets.
+const appletsLimit = 10 * time.Second
+
+// applets asks a busybox for its applets. One for other machines cannot be asked;
+// then only the shell gets its link, and /init has to make the others.
+func (a *app) applets(ctx context.Context, busybox string) ([]string, error) {
+	if _, err := os.Stat(busybox); err != nil {
+		return nil, fmt.Errorf("busybox: %w", err)
+	}
+	if !sameMachine(busybox) {
+		a.warnf("%s is for other machines and cannot be asked for its applets: the image has a link for sh only", busybox)
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, appletsLimit)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, busybox, "--list-full").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s --list-full, for the names of its applets: %w", busybox, err)
+	}
+	var names []string
+	for _, name := range strings.Fields(string(out)) {
+		if fs.ValidPath(name) && path.Base(name) != "busybox" && name != "linuxrc" && name != "sbin/init" {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// sameMachine reports whether a program is for the machine that this one runs on.
+func sameMachine(file string) bool {
+	self, err := os.Executable()
+	if err != nil {
+		return false
+	}
+	machine := func(file string) elf.Machine {
+		f, err := elf.Open(file)
+		if err != nil {
+			return elf.EM_NONE
+		}
+		defer f.Close()
+		return f.Machine
+	}
+	m := machine(file)
+	return m != elf.EM_NONE && m == machine(self)
+}
+
+// writeImage writes an image whole or not at all, and returns its length.
+func writeImage(file string, im *initramfs.Image, c initramfs.Compression) (int64, error) {
+	out, err := atomicfile.Create(file, 0o644)
+	if err != nil {
+		return 0, err
+	}
+	defer out.Abort()
+	if err := im.Write(out, c); err != nil {
+		return 0, err
+	}
+	n, err := out.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	return n, out.Commit()
+}
+
+// A madeImage is what there is to say of an image.
+type madeImage struct {
+	image       *initramfs.Image
+	file, kver  string
+	compression initramfs.Compression
+	shares      []int64
+	bytes       int64 // 0 if none was written
+}
+
+type imagePart struct {
+	Name       string `json:"name"`
+	Files      int    `json:"files"`
+	Bytes      int64  `json:"bytes"`
+	Compressed int64  `json:"compressed"`
+}
+
+func (m *madeImage) parts() []imagePart {
+	var all []imagePart
+	for i, p := range m.image.Parts {
+		all = append(all, imagePart{p.Name, p.Files, p.Bytes, m.shares[i]})
+	}
+	return all
+}
+
+// list is a list that is not null in JSON.
+func list[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func (m *madeImage) report() any {
+	s := m.image.Stage1
+	modules := []neededModule{}
+	for _, mod := range s.Modules {
+		modules = append(modules, neededModule{Name: mod.Name, Path: mod.Path, Size: mod.Size, Soft: mod.Soft})
+	}
+	return map[string]any{
+		"image": m.file, "kver": m.kver, "bytes": m.bytes, "compression": m.compression.String(), "parts": m.parts(),
+		"modules": modules, "always": list(s.Always), "absent": list(s.Absent), "firmware": list(s.Firmware),
+		"no_firmware": list(s.NoFirmware), "warnings": list(m.image.Warnings),
+	}
+}
+
+func (m *madeImage) print(w io.Writer) error {
+	s := m.image.Stage1
+	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(out, "part\tfiles\tbytes\tcompressed\t")
+	sum := imagePart{Name: "total"}
+	for _, p := range m.parts() {
+		fmt.Fprintf(out, "%s\t%d\t%s\t%s\t\n", p.Name, p.Files, humanBytes(p.Bytes), humanBytes(p.Compressed))
+		sum.Files, sum.Bytes, sum.Compressed = sum.Files+p.Files, sum.Bytes+p.Bytes, sum.Compressed+p.Compressed
+	}
+	fmt.Fprintf(out, "%s\t%d\t%s\t%s\t\n", sum.Name, sum.Files, humanBytes(sum.Bytes), humanBytes(sum.Compressed))
+	errs := []error{out.Flush()}
+	say := func(format string, args ...any) {
+		_, err := fmt.Fprintf(w, format, args...)
+		errs = append(errs, err)
+	}
+	say("stage 1  %d modules of %s, %d firmware files\n", len(s.Modules), m.kver, len(s.Firmware))
+	if len(s.Absent) > 0 {
+		say("absent   this kernel has no %s\n", strings.Join(s.Absent, ", "))
+	}
+	if n := len(s.NoFirmware); n > 0 {
+		say("missing  %d firmware files that the modules declare are not there (--json names them)\n", n)
+	}
+	if m.bytes > 0 {
+		say("image    %s, %s (%v)\n", m.file, humanBytes(m.bytes), m.compression)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,205 @@
+package vm_test
+
+import (
+	"bytes"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"overmount/block"
+	// The program is built, not linked: with this, go test knows that a result is
+	// old when the program has changed.
+	_ "overmount/internal/cli"
+	"overmount/manifest"
+	"overmount/pack"
+	"overmount/store"
+	"overmount/store/storetest"
+	"overmount/test/vm"
+)
+
+// A host is what the guest finds on the network: a web server with two manifests
+// and their objects, which takes the guest's report, counts, and fails as told.
+type host struct {
+	t      *testing.T
+	dir    string // of the files at the top of the server
+	server *storetest.HTTPServer
+	addr   string // where the guest reaches the server, as 127.0.0.1:80
+
+	modules, firmware *manifest.Manifest
+	packed            pack.Summary // of the modules
+
+	mu     sync.Mutex
+	report vm.Report
+	faults map[block.ID]storetest.HTTPFault
+}
+
+// newHost packs a kernel's modules and a directory of firmware, and serves both, to
+// a guest that is so far away.
+func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
+	t.Helper()
+	h := &host{t: t, dir: t.TempDir(), faults: map[block.ID]storetest.HTTPFault{}}
+	objects := store.NewDir(filepath.Join(h.dir, "objects"))
+	h.server = storetest.NewHTTPServer(t, store.Sharded, objects, &storetest.HTTPOptions{Base: "/objects", Missing: h.other})
+	h.server.Always(h.answer)
+	h.addr = strings.TrimSuffix(strings.TrimPrefix(h.server.URL, "http://"), "/objects")
+	if rtt > 0 {
+		h.addr = slowLine(t, h.addr, rtt)
+	}
+	src, err := pack.PrepareModules(t.Context(), pack.Dir(modules), pack.ModulesOptions{Name: filepath.Base(modules)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.modules, h.packed = h.pack(objects, "modules.fl", src.FS, &pack.Options{
+		Codec: block.Zstd, Inline: pack.IsModuleIndex, Modules: src.Modules,
+		Tags: map[string]string{manifest.TagKind: "modules", manifest.TagKver: src.Kver},
+	})
+	h.firmware, _ = h.pack(objects, "firmware.fl", pack.Dir(firmware), &pack.Options{Codec: block.Zstd, Tags: map[string]string{manifest.TagKind: "firmware"}})
+	return h
+}
+
+// url is the address of the server for the guest.
+func (h *host) url() string {
+	return "http://" + strings.Replace(h.addr, "127.0.0.1", vm.HostAddr, 1)
+}
+
+// pack packs a tree whose objects the guest finds at this server.
+func (h *host) pack(objects store.Writer, name string, src fs.FS, o *pack.Options) (*manifest.Manifest, pack.Summary) {
+	h.t.Helper()
+	o.Routes = []manifest.Route{{First: 0, Last: 255, URL: h.url() + "/objects"}}
+	file := filepath.Join(h.dir, name)
+	sum, err := pack.Run(h.t.Context(), src, objects, file, o)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	m, err := manifest.Open(h.t.Context(), file)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return m, sum
+}
+
+// answer answers requests for objects, and hands on all others.
+func (h *host) answer(w http.ResponseWriter, r *http.Request, id block.ID, object []byte) {
+	h.mu.Lock()
+	fault := h.faults[id]
+	h.mu.Unlock()
+	switch {
+	case object == nil:
+		h.other(w, r, id, nil)
+	case fault != nil:
+		fault(w, r, id, object)
+	default:
+		storetest.ServeObject(w, r, id, object)
+	}
+}
+
+// other serves the manifests and takes the report.
+func (h *host) other(w http.ResponseWriter, r *http.Request, _ block.ID, _ []byte) {
+	if r.Method == http.MethodPost && r.URL.Path == "/report" {
+		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+		if err != nil {
+			h.t.Error(err)
+			return
+		}
+		report, err := vm.ReadReport(bytes.NewReader(body))
+		if err != nil {
+			h.t.Error(err)
+		}
+		h.t.Logf("the guest's report:\n%s", body)
+		h.mu.Lock()
+		h.report = report
+		h.mu.Unlock()
+		return
+	}
+	http.ServeFileFS(w, r, os.DirFS(h.dir), strings.TrimPrefix(r.URL.Path, "/"))
+}
+
+// fail makes the answers for the objects of a module fail.
+func (h *host) fail(module string, fault storetest.HTTPFault) {
+	h.t.Helper()
+	for _, id := range h.objects(h.modules, h.path(module)) {
+		h.mu.Lock()
+		h.faults[id] = fault
+		h.mu.Unlock()
+	}
+}
+
+// path returns the path of a module.
+func (h *host) path(module string) string {
+	h.t.Helper()
+	for ino, m := range h.modules.Modules() {
+		if m.Name == module {
+			return h.modules.Path(ino)
+		}
+	}
+	h.t.Fatalf("the kernel has no module %s", module)
+	return ""
+}
+
+func (h *host) objects(m *manifest.Manifest, file string) []block.ID {
+	h.t.Helper()
+	ino, err := m.Find(strings.TrimPrefix(file, "/"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var ids []block.ID
+	for _, b := range m.Blocks(ino) {
+		ids = append(ids, b.ID)
+	}
+	return ids
+}
+
+// fetched returns how often each object was asked for.
+func (h *host) fetched() map[block.ID]int {
+	n := map[block.ID]int{}
+	for _, r := range h.server.Requests() {
+		if id, err := block.ParseID(r.Path[strings.LastIndex(r.Path, "/")+1:]); err == nil {
+			n[id]++
+		}
+	}
+	return n
+}
+
+// known returns the names of all that the server has.
+func (h *host) known() map[string]bool {
+	names := map[string]bool{"modules.fl": true, "firmware.fl": true, "report": true}
+	for _, m := range []*manifest.Manifest{h.modules, h.firmware} {
+		for _, b := range m.AllBlocks() {
+			names[b.ID.String()] = true
+		}
+	}
+	return names
+}
+
+// files returns the paths of a manifest of which an object was asked for.
+func (h *host) files(m *manifest.Manifest) map[string]int {
+	fetched := h.fetched()
+	files := map[string]int{}
+	for name, ino := range m.Walk(manifest.Root) {
+		for _, b := range m.Blocks(ino) {
+			if n := fetched[b.ID]; n > 0 {
+				files[name] = max(files[name], n)
+			}
+		}
+	}
+	return files
+}
+
+// overmount builds the program.
+func overmount(t *testing.T) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "overmount")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", bin, "overmount/cmd/overmount")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build overmount: %v\n%s", err, out)
+	}
+	return bin
+}
