@@ -18,7 +18,9 @@
 //	         modload           modules into the kernel, until all devices have theirs
 //	         boot              what a machine does on its way up, and when
 //	         initramfs         the image that a machine starts from
+//	         prefetch          content of a mount, fetched before it is asked for
 //	floor 2  tree              manifest + store = files, without a kernel
+//	         bootpack          what a boot read, in one piece for the next one
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names
 //	         origin            manifests from where they are published, and kept

@@ -17,9 +17,9 @@ var floors = map[string]int{
 
 	"internal/cli": 4,
 
-	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "modload": 3, "initramfs": 3, "gateway": 3,
+	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "modload": 3, "initramfs": 3, "prefetch": 3, "gateway": 3,
 
-	"tree": 2, "tree/treetest": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2,
+	"tree": 2, "tree/treetest": 2, "bootpack": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2,
 	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
 
 	"manifest": 1, "store": 1, "depmod": 1, "signature": 1, "firmware": 1, "kmod/kmodtest": 1, "internal/httpclient": 1,

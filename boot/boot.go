@@ -31,6 +31,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -163,7 +164,7 @@ func (b *Boot) Config() Config { return b.c }
 // Run does the steps, once. It returns when all is done that can be done now; the
 // report says how far that was. It fails only if the context ends.
 func (b *Boot) Run(ctx context.Context) error {
-	b.step("firmware", func() (string, error) { return b.keepStage1() })
+	b.try("firmware", b.keepStage1)
 	b.getAll(ctx, b.places())
 	b.devices(ctx)
 	return ctx.Err()
@@ -306,15 +307,18 @@ func (b *Boot) devices(ctx context.Context) {
 		return
 	}
 	if b.c.Prefetch != none && len(b.mounted) > 0 {
-		b.step("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
+		b.try("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
 	}
 	if b.c.Coldplug != none {
-		b.step("coldplug", func() (string, error) { return b.do.Coldplug(ctx) })
+		b.try("coldplug", func() (string, error) { return b.do.Coldplug(ctx) })
 	}
 	if len(b.c.Load) > 0 {
-		b.step("load", func() (string, error) { return fmt.Sprint(b.c.Load), b.do.Load(ctx, b.c.Load) })
+		b.try("load", func() (string, error) { return fmt.Sprint(b.c.Load), b.do.Load(ctx, b.c.Load) })
 	}
 }
+
+// try is step for those after which the boot goes on in any case.
+func (b *Boot) try(name string, do func() (string, error)) { _ = b.step(name, do) }
 
 // step does a step, notes it, and returns its error.
 func (b *Boot) step(name string, do func() (string, error)) error {
@@ -402,8 +406,8 @@ func (b *Boot) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var errs []error
-	for i := len(b.mounted) - 1; i >= 0; i-- {
-		errs = append(errs, b.mounted[i].Unmount())
+	for _, m := range slices.Backward(b.mounted) {
+		errs = append(errs, m.Unmount())
 	}
 	b.mounted = nil
 	return errors.Join(append(errs, b.lock.Close())...)

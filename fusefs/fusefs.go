@@ -28,6 +28,11 @@
 // status in /proc shows a signal that kills it. Otherwise the caller would see
 // EINTR from a file, which no program expects.
 //
+// # Storing ahead
+//
+// [Server.Store] puts content into the page cache that nobody has read yet. A read
+// of it is then as fast as of any file in memory: it makes no request.
+//
 // # Errors
 //
 // A name that the manifest does not have is ENOENT. Whatever keeps content from
@@ -47,6 +52,7 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
+	"overmount/manifest"
 	"overmount/tree"
 )
 
@@ -62,10 +68,21 @@ type Options struct {
 	// ReadTimeout is how long a READ waits for its blocks before it fails with
 	// EIO; 0 means 90 s. It covers everything below, also what retries there.
 	ReadTimeout time.Duration
+	// Watcher is told of every READ. Nil means nobody.
+	Watcher Watcher
 	// Logger gets the reasons of failed reads, and warnings. Nil means nowhere.
 	Logger *slog.Logger
 	// Debug logs every request at slog.LevelDebug.
 	Debug bool
+}
+
+// A Watcher is told what the kernel asks for. What is in the page cache already,
+// the kernel does not ask for.
+type Watcher interface {
+	// Read is called when a READ begins, of up to n bytes from off on, and the
+	// function that it returns when it ended. Both are in the way of the caller,
+	// and must not wait. The node is never a later name of a hard-linked file.
+	Read(ino manifest.Ino, off int64, n int) (done func(error))
 }
 
 func (o *Options) filled() Options {
@@ -99,8 +116,10 @@ var ErrBusy = errors.New("it is in use")
 
 // A Server is a mount and what serves it.
 type Server struct {
-	at   mountPoint
-	done chan struct{}
+	at     mountPoint
+	done   chan struct{}
+	f      *rawFS
+	kernel *fuse.Server
 }
 
 // Mount mounts t over the directory dir and serves it in the background. As root
@@ -126,7 +145,7 @@ func mount(ctx context.Context, dir string, f *rawFS) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{at: mountPoint{dir: dir}, done: make(chan struct{})}
+	s := &Server{at: mountPoint{dir: dir}, done: make(chan struct{}), f: f}
 	if err := s.serve(fd, f); err != nil {
 		return nil, errors.Join(err, s.at.kill(s.done))
 	}
@@ -155,6 +174,7 @@ func (s *Server) serve(fd int, f *rawFS) error {
 		close(s.done)
 		return err
 	}
+	s.kernel = server
 	go func() {
 		defer close(s.done)
 		defer f.conn.Close()

@@ -256,7 +256,20 @@ func (m *mountPoint) unmount(lazy bool) error {
 // itself, for others with fusermount3. If it is in use, the error is [ErrBusy]
 // and it stays; lazily, its name goes, and it is served until the last user is
 // done.
+//
+// A mount is in use for a moment whenever anyone looks a file up in it, as
+// [Server.Store] does, so Unmount tries for a fifth of a second.
 func Unmount(dir string, lazy bool) error {
+	for range 20 {
+		if err := unmountOnce(dir, lazy); !errors.Is(err, ErrBusy) {
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return unmountOnce(dir, lazy)
+}
+
+func unmountOnce(dir string, lazy bool) error {
 	if os.Geteuid() != 0 {
 		return unmountHelper(dir, lazy)
 	}

@@ -32,6 +32,7 @@ type rawFS struct {
 	noOpen    bool // the kernel understands ENOSYS to OPEN
 	noOpendir bool
 	failures  failures
+	reads     reads
 	dying     func(tid uint32) bool
 }
 

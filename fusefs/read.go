@@ -24,7 +24,14 @@ func (f *rawFS) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if err != nil {
 		return nil, status(err)
 	}
-	n, err := f.readAt(cancel, in.Pid, ino, buf, int64(in.Offset))
+	off := int64(in.Offset)
+	defer f.reads.begin(ino, off, len(buf))()
+	done := func(error) {}
+	if f.opts.Watcher != nil {
+		done = f.opts.Watcher.Read(ino, off, len(buf))
+	}
+	n, err := f.readAt(cancel, in.Pid, ino, buf, off)
+	done(err)
 	if err != nil {
 		return nil, status(err)
 	}

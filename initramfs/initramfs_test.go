@@ -286,7 +286,7 @@ func TestLibrariesOfThisSystem(t *testing.T) {
 	}
 	for line := range strings.Lines(ldd) {
 		// libm.so.6 => /lib/x86_64-linux-gnu/libm.so.6 (0x...), or only a path
-		for _, word := range strings.Fields(line) {
+		for word := range strings.FieldsSeq(line) {
 			if !strings.HasPrefix(word, "/") {
 				continue
 			}

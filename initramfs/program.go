@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -99,7 +100,7 @@ func (c *libraries) of(file string) error {
 // directories, then in the standard ones.
 func (c *libraries) needs(o *object, standard []string) error {
 	for _, name := range o.needed {
-		dirs := append(o.runpath[:len(o.runpath):len(o.runpath)], standard...)
+		dirs := append(slices.Clip(o.runpath), standard...)
 		key := name + " " + strings.Join(o.runpath, ":")
 		if c.seen[key] {
 			continue

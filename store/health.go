@@ -158,14 +158,14 @@ func (h *health) try(now time.Time) bool {
 
 // tryBusy returns nil if a busy store may be asked for want of another: once a
 // second. Else it returns what the store has said, and how long that still holds.
-func (h *health) tryBusy(now time.Time) (wish error, left time.Duration) {
+func (h *health) tryBusy(now time.Time) (left time.Duration, wish error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !now.Before(h.until) || now.Sub(h.asked) >= busyTrial {
 		h.asked = now
-		return nil, 0
+		return 0, nil
 	}
-	return h.wish, h.until.Sub(now)
+	return h.until.Sub(now), h.wish
 }
 
 // begin and end stand around each request, heard marks each sign of life.

@@ -160,7 +160,7 @@ func TestBusyIsAskedOnceASecond(t *testing.T) {
 			after, left time.Duration
 		}{{0, 10 * time.Second}, {900 * time.Millisecond, 9100 * time.Millisecond}, {100 * time.Millisecond, 0}, {500 * time.Millisecond, 8500 * time.Millisecond}, {500 * time.Millisecond, 0}} {
 			<-time.After(c.after)
-			said, left := h.tryBusy(time.Now())
+			left, said := h.tryBusy(time.Now())
 			if left != c.left || (said == nil) != (left == 0) {
 				t.Errorf("tryBusy = %v, %v, want %v", said, left, c.left)
 			}

@@ -118,7 +118,7 @@ func (rd *reading) next(ctx context.Context, now time.Time) {
 		case c.rank == busy && rd.running():
 			return
 		case c.rank == busy:
-			if said, left := c.health.tryBusy(now); said != nil {
+			if left, said := c.health.tryBusy(now); said != nil {
 				c.fail(&heldError{said, left}, now)
 				continue
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -33,6 +34,17 @@ type RetryOptions struct {
 	// and one info when the store answers again, however many requests fail
 	// in between. The default says nothing.
 	Logger *slog.Logger
+
+	// Stats, if not nil, counts.
+	Stats *RetryStats
+}
+
+// RetryStats counts what [Retry] and [RetryWriter] did. Its zero value is ready, and
+// several may share it.
+type RetryStats struct {
+	Requests atomic.Int64 // that were made of them
+	Retries  atomic.Int64 // tries after the first of a request
+	Failed   atomic.Int64 // requests without success in the end
 }
 
 // Retry returns a Reader that asks r again after a [Temporary] failure. Definite
@@ -49,6 +61,15 @@ func Retry(r Reader, opts *RetryOptions) Reader { return retryReader{newRetrier(
 
 // RetryWriter is [Retry] for a Writer. Sync is not tried again.
 func RetryWriter(w Writer, opts *RetryOptions) Writer { return retryWriter{newRetrier(opts), w} }
+
+// TryOnce returns a context under which [Retry] makes one try and no pause: for
+// work that nobody waits for, and that may fail.
+func TryOnce(ctx context.Context) context.Context {
+	return context.WithValue(ctx, tryOnce{}, true)
+}
+
+// tryOnce is the key of TryOnce in a context.
+type tryOnce struct{}
 
 type retryReader struct {
 	*retrier
@@ -89,6 +110,7 @@ var (
 type retrier struct {
 	budget time.Duration
 	log    *slog.Logger
+	stats  *RetryStats
 
 	mu     sync.Mutex
 	warned bool // since the last answer
@@ -99,7 +121,10 @@ func newRetrier(opts *RetryOptions) *retrier {
 	if opts == nil {
 		opts = new(RetryOptions)
 	}
-	r := &retrier{budget: opts.Budget, log: opts.Logger}
+	r := &retrier{budget: opts.Budget, log: opts.Logger, stats: opts.Stats}
+	if r.stats == nil {
+		r.stats = new(RetryStats)
+	}
 	if r.budget <= 0 {
 		r.budget = defaultBudget
 	}
@@ -114,6 +139,12 @@ func (r *retrier) do(ctx context.Context, id block.ID, try func(context.Context)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	r.stats.Requests.Add(1)
+	defer func() {
+		if err != nil {
+			r.stats.Failed.Add(1)
+		}
+	}()
 	start := time.Now()
 	within, cancel := context.WithDeadline(ctx, start.Add(r.budget))
 	defer cancel()
@@ -121,7 +152,7 @@ func (r *retrier) do(ctx context.Context, id block.ID, try func(context.Context)
 	silent := time.AfterFunc(min(silence, r.budget/2), func() { r.warn(id, errSilent) })
 	defer silent.Stop()
 	err = r.once(ctx, within, try)
-	if !Temporary(err) || ctx.Err() != nil {
+	if !Temporary(err) || ctx.Err() != nil || ctx.Value(tryOnce{}) != nil {
 		return err
 	}
 	r.warn(id, err)
@@ -141,6 +172,7 @@ func (r *retrier) repeat(ctx, within context.Context, start time.Time, last erro
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		r.stats.Retries.Add(1)
 		err := r.once(ctx, within, try)
 		if !Temporary(err) || ctx.Err() != nil {
 			return err

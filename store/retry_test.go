@@ -323,3 +323,35 @@ func TestRetryWriter(t *testing.T) {
 		wantObject(t, f, 0)
 	})
 }
+
+// Who does not wait for an object leaves the store alone after one failure.
+func TestTryOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := seeded(t, 1)
+		f.Always(storetest.Fail(errRefused))
+		var log logged
+		id, _ := object(0)
+		start := time.Now()
+		_, err := store.Retry(f, &store.RetryOptions{Logger: log.logger()}).Get(store.TryOnce(t.Context()), id)
+		if err != errRefused || f.Total() != 1 || time.Since(start) != 0 || log.levels() != "" {
+			t.Errorf("Get = %v after %d tries in %v, log %q; want the first failure, at once and silently", err, f.Total(), time.Since(start), log.lines)
+		}
+	})
+}
+
+func TestRetryStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := seeded(t, 1)
+		var stats store.RetryStats
+		r := store.Retry(f, &store.RetryOptions{Stats: &stats})
+		f.Next(storetest.Fail(errRefused), storetest.Fail(errRefused))
+		wantObject(t, r, 0)
+		wantObject(t, r, 0)
+		f.Next(storetest.NotFound())
+		id, _ := object(0)
+		r.Get(t.Context(), id)
+		if requests, retries, failed := stats.Requests.Load(), stats.Retries.Load(), stats.Failed.Load(); requests != 3 || retries != 2 || failed != 1 {
+			t.Errorf("%d requests, %d retries, %d failed, want 3, 2 and 1", requests, retries, failed)
+		}
+	})
+}

@@ -40,6 +40,12 @@ type Options struct {
 	// means 8. It should be more than the number of files that are read in
 	// sequence at the same time.
 	KeepBlocks int
+	// MaxRequests is how many requests Prefetch and readers may have under way
+	// together for Prefetch to begin another; 0 means 16. Readers do not wait for
+	// each other, nor for Prefetch.
+	MaxRequests int
+	// HoldBytes is how much Hold keeps, in bytes; 0 means 16 MiB.
+	HoldBytes int64
 }
 
 // A Tree is a manifest's files. Its methods are safe for concurrent use.
@@ -48,6 +54,8 @@ type Tree struct {
 	src     store.Reader
 	flights flight.Group[block.Ref, []byte]
 	kept    lru
+	held    shelf
+	lanes   lanes
 
 	opened, served atomic.Int64
 }
@@ -56,11 +64,20 @@ type Tree struct {
 // source must check objects against their IDs ([store.Checked]) for the errors
 // to say whose fault a bad block is; what is read is right in any case.
 func New(m *manifest.Manifest, src store.Reader, o *Options) *Tree {
-	keep := 8
-	if o != nil && o.KeepBlocks > 0 {
-		keep = o.KeepBlocks
+	var f Options
+	if o != nil {
+		f = *o
 	}
-	return &Tree{m: m, src: src, kept: newLRU(keep)}
+	if f.KeepBlocks <= 0 {
+		f.KeepBlocks = 8
+	}
+	if f.MaxRequests <= 0 {
+		f.MaxRequests = 16
+	}
+	if f.HoldBytes <= 0 {
+		f.HoldBytes = 16 << 20
+	}
+	return &Tree{m: m, src: src, kept: newLRU(f.KeepBlocks), held: shelf{limit: f.HoldBytes}, lanes: lanes{limit: f.MaxRequests}}
 }
 
 // Manifest returns the manifest that the tree was made of.
@@ -164,17 +181,29 @@ func cut(p []byte, off int64) []piece {
 
 func (t *Tree) readPiece(ctx context.Context, ino manifest.Ino, c *piece) error {
 	ref := t.m.Blocks(ino)[c.i]
-	want := min(block.Size, t.m.Attr(ino).Size-int64(c.i)*block.Size)
 	plain, err := t.block(ctx, ref)
-	if err == nil && int64(len(plain)) != want {
-		err = fmt.Errorf("%w: it holds %d bytes, and the manifest says %d", block.ErrCorrupt, len(plain), want)
+	if err == nil {
+		err = t.fits(ino, c.i, plain)
 	}
 	if err != nil {
-		return &BlockError{Path: t.m.Path(t.m.FirstName(ino)), ID: ref.ID, Err: err}
+		return t.blockError(ino, ref, err)
 	}
 	copy(c.p, plain[c.from:])
 	c.done = true
 	return nil
+}
+
+// fits checks that a block has the length that the manifest says.
+func (t *Tree) fits(ino manifest.Ino, i int, plain []byte) error {
+	want := min(block.Size, t.m.Attr(ino).Size-int64(i)*block.Size)
+	if int64(len(plain)) != want {
+		return fmt.Errorf("%w: it holds %d bytes, and the manifest says %d", block.ErrCorrupt, len(plain), want)
+	}
+	return nil
+}
+
+func (t *Tree) blockError(ino manifest.Ino, ref block.Ref, err error) error {
+	return &BlockError{Path: t.m.Path(t.m.FirstName(ino)), ID: ref.ID, Err: err}
 }
 
 // block returns a plain block, which is shared and must not be modified.
@@ -182,17 +211,41 @@ func (t *Tree) block(ctx context.Context, ref block.Ref) ([]byte, error) {
 	if plain := t.kept.get(ref); plain != nil {
 		return plain, nil
 	}
+	t.lanes.readerComes()
+	defer t.lanes.readerGoes()
+	for {
+		plain, err := t.share(ctx, ref, t.fetchAndKeep)
+		if err == nil {
+			t.kept.add(ref, plain) // which one that Prefetch fetched is not
+		}
+		if _, once := errors.AsType[*onceError](err); !once {
+			return plain, err
+		}
+		// What this reader joined was Prefetch's, which does not try again.
+	}
+}
+
+// share has fetch get a block, unless somebody does already, or it is at hand.
+func (t *Tree) share(ctx context.Context, ref block.Ref, fetch func(context.Context, block.Ref) ([]byte, error)) ([]byte, error) {
 	return t.flights.Do(ctx, ref, func(ctx context.Context) ([]byte, error) {
-		// It may have come between the look above and this flight.
+		// It may have come since the caller looked.
 		if plain := t.kept.get(ref); plain != nil {
 			return plain, nil
 		}
-		plain, err := t.fetch(ctx, ref)
-		if err == nil {
+		if plain := t.held.take(ref); plain != nil {
 			t.kept.add(ref, plain)
+			return plain, nil
 		}
-		return plain, err
+		return fetch(ctx, ref)
 	})
+}
+
+func (t *Tree) fetchAndKeep(ctx context.Context, ref block.Ref) ([]byte, error) {
+	plain, err := t.fetch(ctx, ref)
+	if err == nil {
+		t.kept.add(ref, plain)
+	}
+	return plain, err
 }
 
 // fetch gets and opens a block. If it does not open, a source with a memory is

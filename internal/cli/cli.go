@@ -127,7 +127,7 @@ The format is that of threefoldtech/rfs.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
-	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.unpackCommand(),
+	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.profileCommand(), a.unpackCommand(),
 		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.coldplugCommand(), a.publishCommand(),
 		a.verifyCommand(), a.cloneCommand(), a.gcCommand(), a.initramfsCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root

@@ -233,7 +233,7 @@ func (a *app) applets(ctx context.Context, busybox string) ([]string, error) {
 		return nil, fmt.Errorf("%s --list-full, for the names of its applets: %w", busybox, err)
 	}
 	var names []string
-	for _, name := range strings.Fields(string(out)) {
+	for name := range strings.FieldsSeq(string(out)) {
 		if fs.ValidPath(name) && path.Base(name) != "busybox" && name != "linuxrc" && name != "sbin/init" {
 			names = append(names, name)
 		}

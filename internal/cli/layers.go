@@ -11,6 +11,7 @@ import (
 
 	"overmount/fusefs"
 	"overmount/internal/overlay"
+	"overmount/prefetch"
 	"overmount/tree"
 )
 
@@ -52,37 +53,38 @@ type liveMount interface {
 
 var _ liveMount = (*fusefs.Server)(nil)
 
-// mountOver mounts a tree at target, with the layers that the flags say.
-func (f *mountFlags) mountOver(ctx context.Context, target string, t *tree.Tree, log *slog.Logger) (liveMount, error) {
-	opts := &fusefs.Options{FSName: f.fsname, Subtype: f.subtype, ReadTimeout: f.timeout, Logger: log}
+// mountOver mounts a tree at target, with the layers that the flags say. What is
+// read of it, w is told; what is to be read, the page cache can be given.
+func (f *mountFlags) mountOver(ctx context.Context, target string, t *tree.Tree, w fusefs.Watcher, log *slog.Logger) (liveMount, prefetch.PageCache, error) {
+	opts := &fusefs.Options{FSName: f.fsname, Subtype: f.subtype, ReadTimeout: f.timeout, Watcher: w, Logger: log}
 	if !f.layers.writable && !f.layers.keepLower {
 		s, err := fusefs.Mount(ctx, target, t, opts)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return s, nil
+		return s, s, nil
 	}
 	dir, err := fusefs.CheckDir(ctx, target)
 	if err != nil {
-		return nil, fmt.Errorf("mount at %s: %w", target, err)
+		return nil, nil, fmt.Errorf("mount at %s: %w", target, err)
 	}
 	stage, err := overlay.Prepare(dir, &overlay.Options{
 		Writable: f.layers.writable, UpperSize: int64(f.layers.upperSize), KeepLower: f.layers.keepLower,
 		Name: f.fsname, RunDir: f.layers.runDir,
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	s, err := fusefs.Mount(ctx, stage.Lower(), t, opts)
 	if err != nil {
-		return nil, errors.Join(err, stage.Abort())
+		return nil, nil, errors.Join(err, stage.Abort())
 	}
 	o, err := stage.Mount()
 	if err != nil {
 		<-s.Done() // it went with the stage
-		return nil, err
+		return nil, nil, err
 	}
-	return &layered{s, o}, nil
+	return &layered{s, o}, s, nil
 }
 
 // layered is an overlay, and below it a tree that is served for as long as the

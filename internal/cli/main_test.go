@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -107,6 +108,10 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	},
 	// awaitfile FILE returns when the file is there.
 	"awaitfile": func(ts *testscript.TestScript, _ bool, args []string) { awaitFile(ts.Fatalf, ts.MkAbs(args[0])) },
+	// awaitline FILE PATTERN returns when a line of the file matches.
+	"awaitline": func(ts *testscript.TestScript, _ bool, args []string) {
+		awaitLine(ts.Fatalf, ts.MkAbs(args[0]), regexp.MustCompile(args[1]))
+	},
 	// running N DIR checks how many programs serve DIR, which is as they were
 	// told it.
 	"running": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -210,6 +215,19 @@ func awaitFile(fatalf func(string, ...any), file string) {
 		}
 		if time.Now().After(end) {
 			fatalf("there is no %s after %v", file, limit)
+		}
+	}
+}
+
+// awaitLine waits until a line of the file matches.
+func awaitLine(fatalf func(string, ...any), file string, pattern *regexp.Regexp) {
+	for end := time.Now().Add(limit); ; runtime.Gosched() {
+		text, err := os.ReadFile(file)
+		if err == nil && pattern.Match(text) {
+			return
+		}
+		if time.Now().After(end) {
+			fatalf("no line of %s matches %v after %v: %s", file, pattern, limit, text)
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 type mountFlags struct {
 	treeFlags
+	warmFlags
 	daemon  bool
 	logFile string
 	fsname  string
@@ -55,6 +56,15 @@ the kernel's overlayfs (the module overlay).
 Without -d it tells the service manager that NOTIFY_SOCKET names when the mount is
 ready (systemd: Type=notify). With --ready-file, a file says so to everybody else.
 
+When the kernel begins to read a module, what the module needs is fetched in the
+background, too (--prefetch). With --record, FILE gets a line of JSON for each
+block that was read, in the order of the first reading: path, block, bytes,
+waited_us, and hit if prefetching had it. Such a mount puts nothing into the page
+cache ahead, since nobody would see it being read, and is a little slower.
+--pack takes such records as "overmount profile" packs them: all that a boot reads
+comes in one piece, before anyone asks. With auto it is looked for beside FILE, for
+this machine's hardware and then for any; if there is none, nothing happens.
+
 ` + exitCodes,
 		Example: `  overmount mount -d -m modules.fl /lib/modules/6.1.0-56-amd64
   overmount mount -d -l /var/log/overmount.log -c /run/overmount -m https://web.example.com/firmware.fl /lib/firmware
@@ -63,7 +73,8 @@ ready (systemd: Type=notify). With --ready-file, a file says so to everybody els
 		Args: args(1, 1, "TARGET, the directory to mount over"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.mount(cmd, &f, args[0]) },
 	}
-	f.add(cmd, "`directory` for the cache of objects, or none", defaultCache(a.Getenv))
+	f.treeFlags.add(cmd, "`directory` for the cache of objects, or none", defaultCache(a.Getenv))
+	f.warmFlags.add(cmd)
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.daemon, "daemon", "d", false, "serve in the background; return when the mount is ready")
 	flags.StringVarP(&f.logFile, "log", "l", "", "`file` to append messages to (default stderr; with -d, once ready, nowhere)")
@@ -92,6 +103,9 @@ func defaultCache(getenv func(string) string) string {
 
 func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 	if err := needMeta(cmd, f.meta); err != nil {
+		return err
+	}
+	if err := f.check(cmd); err != nil {
 		return err
 	}
 	if f.cacheDir == "none" {
@@ -151,16 +165,20 @@ func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog
 	if f.fsname == "" {
 		f.fsname = shown(f.meta)
 	}
-	s, err := f.mountOver(ctx, target, o.tree, log)
+	p := f.prefetcher(o.tree)
+	s, kernel, err := f.mountOver(ctx, target, o.tree, p, log)
 	if err != nil {
 		return err
 	}
+	cool := f.warm(ctx, f.meta, o.tree.Manifest().Tag("kver"), p, kernel, log)
+	defer func() { err = errors.Join(err, cool()) }()
 	// Reading the manifest took several times the memory that its table does.
 	debug.FreeOSMemory()
 	defer f.herald.end(log)
 	if err := f.herald.ready(fmt.Sprintf("%s is mounted at %s", shown(f.meta), target), log); err != nil {
 		return errors.Join(err, unmount(s, log))
 	}
+	defer logWarmth(p, log)
 	log.Info("mounted", "manifest", shown(f.meta), "at", target, "nodes", o.tree.Manifest().Len())
 	select {
 	case <-s.Done():

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -212,7 +213,7 @@ func TestNoSecretOfS3(t *testing.T) {
 				{4, reads, flags, []string{"publish", "-m", meta, "--to", bucket, "--public", strings.Replace(public, "://", "://"+s3Key+":"+url.QueryEscape(s3Secret)+"@", 1), "-o", failed}},
 				{4, reads, flags, []string{"publish", "-m", meta, "--to", bucket, "--public", public + "/wrong", "-o", failed}},
 			} {
-				s.run(step.code, step.env, append(step.flags[:len(step.flags):len(step.flags)], step.args...)...)
+				s.run(step.code, step.env, append(slices.Clip(step.flags), step.args...)...)
 			}
 			s.lookAtFile(meta)
 			s.lookAtFile(copied)

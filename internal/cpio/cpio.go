@@ -150,7 +150,7 @@ func unixPerm(m fs.FileMode) uint32 {
 func checkName(name string) error {
 	switch {
 	case !fs.ValidPath(name) || name == "." || strings.IndexByte(name, 0) >= 0:
-		return fmt.Errorf("%.80q is not a relative path without . and ..", name)
+		return fmt.Errorf("%.80q is not a relative path, or has parts like . and ..: want a plain one", name)
 	case name == trailer:
 		return fmt.Errorf("a file named %s would end the archive", trailer)
 	case len(name) > maxPath:

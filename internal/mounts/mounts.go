@@ -4,6 +4,7 @@ package mounts
 
 import (
 	"path/filepath"
+	"slices"
 
 	"github.com/moby/sys/mountinfo"
 )
@@ -25,9 +26,9 @@ func top(at []*mountinfo.Info) *mountinfo.Info {
 	for _, m := range at {
 		covered[m.Parent] = true
 	}
-	for i := len(at) - 1; i >= 0; i-- {
-		if !covered[at[i].ID] {
-			return at[i]
+	for _, m := range slices.Backward(at) {
+		if !covered[m.ID] {
+			return m
 		}
 	}
 	return nil

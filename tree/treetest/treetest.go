@@ -35,6 +35,7 @@ type File struct {
 	Target string // of a symlink
 	LinkTo string // another file's path, which sorts before this one; the rest is that file's
 	Xattrs []manifest.Xattr
+	Module *manifest.Module
 	Inline bool // the manifest carries the content, and the store has it not
 }
 
@@ -125,7 +126,7 @@ func key(name string) string {
 func entry(tb testing.TB, mem *store.Mem, codec block.Codec, f File) manifest.Entry {
 	tb.Helper()
 	e := manifest.Entry{
-		Path: f.Path, Target: f.Target, Xattrs: f.Xattrs,
+		Path: f.Path, Target: f.Target, Xattrs: f.Xattrs, Module: f.Module,
 		Attr: manifest.Attr{
 			Mode: f.Mode, UID: f.UID, GID: f.GID, Rdev: f.Rdev, Mtime: f.Mtime,
 			Size: int64(len(f.Data)), Nlink: 2, // it may be linked to
