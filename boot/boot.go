@@ -152,10 +152,18 @@ func (b *Boot) takeLock() error {
 	}
 	b.lock = f
 	// What waits for the ready file must not take that of a boot that has died.
-	if err := os.Remove(filepath.Join(b.c.RunDir, ReadyFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := b.notReady(); err != nil {
 		return errors.Join(err, f.Close())
 	}
 	return nil
+}
+
+func (b *Boot) notReady() error {
+	err := os.Remove(filepath.Join(b.c.RunDir, ReadyFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // Config returns the configuration, with its defaults filled in.
@@ -400,12 +408,12 @@ func (b *Boot) Mounted() (mounted, pending int) {
 	return len(b.mounted), len(b.pending)
 }
 
-// Close unmounts, in the order opposite to that of mounting, and lets go of the
-// lock.
+// Close takes the ready file away, unmounts, in the order opposite to that of
+// mounting, and lets go of the lock.
 func (b *Boot) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	var errs []error
+	errs := []error{b.notReady()}
 	for _, m := range slices.Backward(b.mounted) {
 		errs = append(errs, m.Unmount())
 	}

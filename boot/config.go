@@ -61,14 +61,19 @@ type Config struct {
 	// and 90 seconds.
 	NetworkWait, SettleTimeout, ReadTimeout time.Duration
 
-	// Prefetch is plan (what this machine's devices will ask for), or none. The
-	// default is plan.
+	// Prefetch is pack (the boot pack that lies beside the manifest, or plan where
+	// there is none), plan (what this machine's devices will ask for), or none. The
+	// default is pack.
 	Prefetch string
 	// Coldplug is who loads drivers: udev, own, none, or auto: udev if its daemon
 	// runs, else own. The default is auto.
 	Coldplug string
 	// Load names modules to load in the end, whether a device asked or not.
 	Load []string
+
+	// Record is a directory for records of what was read, for boot packs. Empty
+	// means that nothing is recorded, which is faster.
+	Record string
 
 	// RunDir is where the report, the ready file and the lock are. The default is
 	// /run/overmount.
@@ -83,7 +88,7 @@ func Default() *Config {
 		Cache:          "/run/overmount/cache", CacheSize: 64 << 20,
 		Kept: "/var/lib/overmount", Embedded: "/usr/share/overmount",
 		NetworkWait: 60 * time.Second, SettleTimeout: 120 * time.Second, ReadTimeout: 90 * time.Second,
-		Prefetch: "plan", Coldplug: "auto", RunDir: "/run/overmount",
+		Prefetch: "pack", Coldplug: "auto", RunDir: "/run/overmount",
 	}
 }
 
@@ -113,9 +118,10 @@ func (c *Config) settings() []setting {
 		{"network-wait", &c.NetworkWait, nil},
 		{"settle-timeout", &c.SettleTimeout, nil},
 		{"read-timeout", &c.ReadTimeout, nil},
-		{"prefetch", &c.Prefetch, []string{"plan", "none"}},
+		{"prefetch", &c.Prefetch, []string{"pack", "plan", "none"}},
 		{"coldplug", &c.Coldplug, []string{"auto", "udev", "own", "none"}},
 		{"load", &c.Load, nil},
+		{"record", &c.Record, nil},
 		{"run-dir", &c.RunDir, nil},
 	}
 }

@@ -2,8 +2,13 @@ package boot
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"overmount/internal/atomicfile"
@@ -76,4 +81,47 @@ func (b *Boot) WriteReport() error {
 // SetReady makes the ready file.
 func (b *Boot) SetReady() error {
 	return atomicfile.Write(filepath.Join(b.c.RunDir, ReadyFile), nil, 0o644)
+}
+
+// ReadReport reads the report in a RunDir.
+func ReadReport(runDir string) (*Report, error) {
+	text, err := os.ReadFile(filepath.Join(runDir, ReportFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("there is no report in %s: no boot has ended here", runDir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := new(Report)
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("report in %s: %w", runDir, err)
+	}
+	return r, nil
+}
+
+// Took returns how long it was from the beginning to the end of the last step.
+func (r *Report) Took() time.Duration {
+	var end time.Duration
+	for _, s := range r.Steps {
+		end = max(end, s.Start+s.Took)
+	}
+	return end
+}
+
+// Line is the report in one line.
+func (r *Report) Line() string {
+	var b strings.Builder
+	for _, m := range r.Mounts {
+		fmt.Fprintf(&b, "%s %s at %s; ", m.Kind, m.State, m.Dir)
+	}
+	for _, kind := range r.Pending {
+		fmt.Fprintf(&b, "%s not there yet; ", kind)
+	}
+	for _, s := range r.Steps {
+		if s.Error != "" {
+			fmt.Fprintf(&b, "%s failed; ", s.Name)
+		}
+	}
+	fmt.Fprintf(&b, "%.1f s", r.Took().Seconds())
+	return b.String()
 }

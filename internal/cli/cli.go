@@ -129,7 +129,7 @@ The format is that of threefoldtech/rfs.
 	root.SetHelpCommand(helpCommand())
 	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.profileCommand(), a.unpackCommand(),
 		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.coldplugCommand(), a.publishCommand(),
-		a.verifyCommand(), a.cloneCommand(), a.gcCommand(), a.initramfsCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
+		a.verifyCommand(), a.cloneCommand(), a.gcCommand(), a.initramfsCommand(), a.bootCommand(), a.reportCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }
 

@@ -264,7 +264,7 @@ func daemons(dir string) []int {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, name := range lines {
 		line, err := os.ReadFile(name)
-		if err != nil || !bytes.HasSuffix(line, []byte("\x00"+dir+"\x00")) || !bytes.Contains(line, []byte("\x00mount\x00")) {
+		if err != nil || !bytes.HasSuffix(line, []byte("\x00"+dir+"\x00")) || !bytes.Contains(line, []byte("\x00mount\x00")) && !bytes.Contains(line, []byte("\x00boot\x00")) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name))); err == nil {

@@ -86,8 +86,8 @@ func (f *warmFlags) warm(ctx context.Context, meta, kver string, p *prefetch.Pre
 	}
 }
 
-// unpack takes a boot pack, the first there is.
-func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, log *slog.Logger) {
+// unpack takes a boot pack, the first there is, and returns how many blocks it had.
+func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, log *slog.Logger) int {
 	files := []string{f.pack}
 	if f.pack == "auto" {
 		files = nil
@@ -100,16 +100,17 @@ func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.P
 		switch {
 		case err == nil:
 			log.Info("the boot pack is in", "pack", shown(file), "blocks", blocks)
-			return
+			return blocks
 		case ctx.Err() != nil:
-			return
+			return blocks
 		case f.pack == "auto" && errors.Is(err, fs.ErrNotExist):
 			log.Debug("there is no such boot pack", "pack", shown(file))
 		default:
 			log.Warn("the boot pack is of no further use", "pack", shown(file), "blocks", blocks, "err", err)
-			return
+			return blocks
 		}
 	}
+	return 0
 }
 
 // packIdle is how long a boot pack may pause on its way.

@@ -1,0 +1,481 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"overmount/boot"
+	"overmount/coldplug"
+	"overmount/firmware"
+	"overmount/fusefs"
+	"overmount/internal/httpclient"
+	"overmount/internal/notify"
+	"overmount/kmod"
+	"overmount/manifest"
+	"overmount/origin"
+	"overmount/prefetch"
+)
+
+// bootConfig is where the configuration is if nobody says otherwise.
+const bootConfig = "/etc/overmount.toml"
+
+type bootFlags struct {
+	config     string
+	foreground bool
+	strict     bool
+	initrd     initrdFlag
+}
+
+func (a *app) bootCommand() *cobra.Command {
+	var f bootFlags
+	cmd := &cobra.Command{
+		Use:   "boot [--config FILE]",
+		Short: "Mount modules and firmware on the way up, and have the drivers loaded",
+		Long: `Boot is run once the network is being brought up. In this order it
+
+  1. fetches the manifests of this kernel's modules and of the firmware, waiting for
+     the network, and checks their signatures; without an answer it takes those that
+     it fetched the last time, or those that the image brought;
+  2. keeps the firmware of stage 1 in reach (firmware_class.path);
+  3. takes away what dead mounts are in the way, and mounts over
+     /lib/modules/<kver> and /lib/firmware;
+  4. begins to fetch what this machine's devices will ask for;
+  5. lets the drivers be loaded: by udev (udevadm control --reload, trigger, settle)
+     if its daemon runs, else by itself, as "overmount coldplug" does;
+  6. loads the modules that are wanted in any case.
+
+Then it returns, and leaves behind the process that serves the mounts. A step that
+fails keeps no other from being done, and boot still ends with 0, unless --strict
+is given: a machine with half of its drivers can be looked at. What could not be
+mounted is tried again in the background, for ever. The report is in
+/run/overmount/report.json ("overmount report" shows it), the log beside it, and
+/run/overmount/ready is there when boot has done its steps.
+
+Settings are in FILE (TOML), in the environment (OVERMOUNT_NAME) and on the kernel
+command line (overmount.name=value), where the later ones count. {kver} stands for
+the version of the kernel.
+
+  base             URL or directory with modules-{kver}.fl and firmware.fl
+  modules          manifest, by URL or path, or none (default from base)
+  firmware         the same for firmware
+  pubkey           public key, or its file, that must have signed both
+  modules-serial   least serial of the signature; also firmware-serial
+  modules-dir      where modules go (default /lib/modules/{kver}); also firmware-dir
+  stage1-firmware  firmware to keep in reach (default /lib/overmount/firmware)
+  cache            directory for objects, or none (default /run/overmount/cache)
+  cache-size       its limit in bytes (default 64 MiB)
+  kept, embedded   directories with manifests for when no server answers
+                   (defaults /var/lib/overmount, /usr/share/overmount)
+  network-wait     how long to wait for the manifests (default 60s)
+  settle-timeout   how long devices may take (default 120s)
+  read-timeout     how long a read waits for a store (default 90s)
+  prefetch         pack (the boot pack beside the manifest; where there is none,
+                   plan), plan (what the devices' modaliases ask for), or none
+                   (default pack)
+  coldplug         auto, udev, own or none (default auto)
+  load             list of modules to load in the end
+  record           directory for records of what was read, for "overmount profile"
+  run-dir          directory for report, log and lock (default /run/overmount)
+
+` + exitCodes,
+		Example: `  overmount boot
+  OVERMOUNT_BASE=https://boot.example.com/flists overmount boot --foreground`,
+		Args: args(0, 0, ""),
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.boot(cmd, &f) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&f.config, "config", "", "configuration `FILE` (default "+bootConfig+", if it is there)")
+	flags.BoolVar(&f.foreground, "foreground", false, "stay, and tell the service manager when all is done (systemd: Type=notify)")
+	flags.BoolVar(&f.strict, "strict", false, "end with 3 if a step failed; the mounts stay")
+	f.initrd.add(cmd)
+	return cmd
+}
+
+// bootSettings reads the configuration. A wrong word on the kernel command line is
+// only said: nobody can mend it now.
+func (a *app) bootSettings(f *bootFlags) (*boot.Config, error) {
+	c := boot.Default()
+	file := f.config
+	if file == "" {
+		file = bootConfig
+	}
+	if _, err := os.Stat(file); f.config != "" || !errors.Is(err, fs.ErrNotExist) {
+		if err := c.ReadFile(file); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.ReadEnv(a.Getenv); err != nil {
+		return nil, err
+	}
+	line, err := readLimited("/proc/cmdline", 64<<10)
+	if err != nil {
+		return nil, fmt.Errorf("kernel command line: %w", err)
+	}
+	if err := c.ReadCommandLine(string(line)); err != nil {
+		a.warn([]string{err.Error()})
+	}
+	return c, nil
+}
+
+func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
+	config, err := a.bootSettings(f)
+	if err != nil {
+		return err
+	}
+	h := herald{}
+	if f.foreground {
+		if err := a.survive(f.initrd.argv0()); err != nil {
+			return err
+		}
+		h.manager = notify.FromEnv(a.Getenv)
+	} else {
+		pipe, err := a.daemonPipe()
+		if err != nil {
+			return err
+		}
+		if pipe == nil {
+			err := a.startDaemon(cmd.Context(), f.initrd.argv0(), "")
+			return errors.Join(err, a.strictly(f, config))
+		}
+		h.caller = func() error { return a.detach(pipe) }
+	}
+	log, err := a.bootLog(cmd, config)
+	if err != nil {
+		return err
+	}
+	m := &machine{app: a, config: config, log: log, fetcher: origin.NewFetcher(a.originOptions())}
+	defer m.fetcher.Close()
+	return m.run(cmd.Context(), &h)
+}
+
+// strictly makes a degraded boot a failure, if that was asked for.
+func (a *app) strictly(f *bootFlags, c *boot.Config) error {
+	if !f.strict {
+		return nil
+	}
+	r, err := boot.ReadReport(c.RunDir)
+	if err != nil {
+		return err
+	}
+	if r.Degraded {
+		return exitError{exitPartly, errors.New("not all steps were done: see \"overmount report\"")}
+	}
+	return nil
+}
+
+// bootLog writes to stderr and to a file, which is there when nobody reads the
+// console.
+func (a *app) bootLog(cmd *cobra.Command, c *boot.Config) (*slog.Logger, error) {
+	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
+		return nil, err
+	}
+	file, err := os.OpenFile(filepath.Join(c.RunDir, "boot.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		return nil, err
+	}
+	return a.logger(cmd, io.MultiWriter(a.Stderr, file))
+}
+
+// originOptions are those for fetching manifests. A server that wants credentials
+// gets them from where those for stores are.
+func (a *app) originOptions() *origin.Options {
+	auth, err := a.httpAuth()
+	if err != nil || auth == nil {
+		return nil // stores will say what is wrong with it
+	}
+	return &origin.Options{Client: httpclient.Options{Wrap: func(rt http.RoundTripper) http.RoundTripper { return auth.Transport(rt) }}}
+}
+
+// A machine is the one that this program runs on, while it boots.
+type machine struct {
+	*app
+	config  *boot.Config
+	log     *slog.Logger
+	fetcher *origin.Fetcher
+
+	mu     sync.Mutex
+	mounts map[string]*bootMount // by kind
+}
+
+// run boots, and serves until the context ends or nothing is mounted any more.
+func (m *machine) run(ctx context.Context, h *herald) (err error) {
+	m.mounts = map[string]*bootMount{}
+	b, err := boot.New(m.config, boot.Actions{
+		Fetch: m.fetcher.Fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
+		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load,
+	}, m.log)
+	if err != nil {
+		return err
+	}
+	*m.config = b.Config()
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel()
+		err = errors.Join(err, b.Close())
+	}()
+	if err := b.Run(ctx); err != nil {
+		return err
+	}
+	tell := func() {
+		if err := b.WriteReport(); err != nil {
+			m.log.Error("the report could not be written", "error", err)
+		}
+		m.record()
+	}
+	tell()
+	report := b.Report()
+	m.log.Info("booted", "degraded", report.Degraded, "took", report.Took().Round(time.Millisecond), "mounted", len(report.Mounts), "pending", len(report.Pending))
+	if err := b.SetReady(); err != nil {
+		m.log.Error("the ready file could not be written", "error", err)
+	}
+	if err := h.ready("modules and firmware: "+report.Line(), m.log); err != nil {
+		return err
+	}
+	defer h.end(m.log)
+	b.Background(ctx, tell)
+	m.wait(ctx)
+	return nil
+}
+
+// wait returns when the context ends, or all mounts have.
+func (m *machine) wait(ctx context.Context) {
+	m.mu.Lock()
+	mounts := m.mounts
+	m.mu.Unlock()
+	for _, k := range mounts {
+		select {
+		case <-k.server.Done():
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// A bootMount is one of the two mounts.
+type bootMount struct {
+	*opened
+	log     *slog.Logger
+	url     string
+	server  *fusefs.Server
+	fetcher *prefetch.Prefetcher
+	stop    func()
+}
+
+var _ boot.Mounted = (*bootMount)(nil)
+
+func (k *bootMount) Counts() map[string]int64 {
+	p, s := k.fetcher.Stats(), k.count.Counts()
+	return map[string]int64{
+		"files": p.Files, "reads": p.Reads, "read_bytes": p.ReadBytes, "failed_reads": p.Failed, "waited_ms": p.Waited.Milliseconds(),
+		"prefetched_blocks": p.Prefetched, "prefetched_bytes": p.PrefetchBytes, "stored_blocks": p.Stored, "prefetch_hits": p.Hits, "given_up_blocks": p.GivenUp,
+		"objects": s.Objects, "object_bytes": s.Bytes, "requests": s.Requests, "failed_requests": s.Failed,
+	}
+}
+
+func (k *bootMount) Unmount() error {
+	k.stop()
+	return errors.Join(unmount(k.server, k.log), k.close())
+}
+
+// mount mounts a manifest.
+func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mounted, error) {
+	man, err := manifest.Open(ctx, file)
+	if err != nil {
+		return nil, err
+	}
+	f := treeFlags{meta: file, cacheDir: m.config.Cache, cacheSize: size(m.config.CacheSize), minFree: -1, timeout: m.config.ReadTimeout}
+	if f.cacheDir == "none" {
+		f.cacheDir = ""
+	}
+	o, err := f.openContent(m.app, man, m.log)
+	if err != nil {
+		return nil, err
+	}
+	k := &bootMount{opened: o, log: m.log, url: m.placeOf(kind)}
+	k.fetcher = prefetch.New(o.tree, &prefetch.Options{Closure: kind == boot.Modules, Firmware: declaredTo{m}, Record: m.config.Record != ""})
+	k.server, err = fusefs.Mount(ctx, dir, o.tree, &fusefs.Options{
+		FSName: origin.Shown(k.url), ReadTimeout: m.config.ReadTimeout, Watcher: k.fetcher, Logger: m.log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, o.close())
+	}
+	k.fetcher.Use(k.server)
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
+	k.stop = stop
+	go k.fetcher.Run(running)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.mounts[kind] = k
+	return k, nil
+}
+
+func (m *machine) placeOf(kind string) string {
+	if kind == boot.Firmware {
+		return m.config.Firmware
+	}
+	return m.config.Modules
+}
+
+func (m *machine) mounted(kind string) *bootMount {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mounts[kind]
+}
+
+// declaredTo passes on what modules declare to the mount of the firmware, when
+// there is one.
+type declaredTo struct{ m *machine }
+
+func (d declaredTo) Declared(names []string) {
+	if k := d.m.mounted(boot.Firmware); k != nil {
+		k.fetcher.Declared(names)
+	}
+}
+
+// packWait is how long the drivers may wait for the boot pack. It comes in one
+// piece, and what they ask for meanwhile would come twice.
+const packWait = 3 * time.Second
+
+// prefetch begins to fetch what this machine will ask for.
+func (m *machine) prefetch(ctx context.Context) (string, error) {
+	if m.config.Prefetch == "pack" {
+		if n := m.packs(ctx); n > 0 {
+			return fmt.Sprintf("%d blocks of boot packs", n), nil
+		}
+	}
+	k := m.mounted(boot.Modules)
+	if k == nil {
+		return "no modules", nil
+	}
+	plan, err := m.plan(ctx, k)
+	if err != nil {
+		return "", err
+	}
+	var modules, files []string
+	for _, x := range plan.Modules {
+		modules = append(modules, x.Path)
+	}
+	for _, x := range plan.Firmware {
+		files = append(files, x.Path)
+	}
+	k.inBackground(ctx, modules)
+	if fw := m.mounted(boot.Firmware); fw != nil {
+		fw.inBackground(ctx, files)
+	}
+	return fmt.Sprintf("%d modules, %d bytes, and %d firmware files, %d bytes", len(modules), plan.ModuleBytes(), len(files), plan.FirmwareBytes()), nil
+}
+
+func (k *bootMount) inBackground(ctx context.Context, files []string) {
+	go func() {
+		r, err := k.fetcher.Files(context.WithoutCancel(ctx), files)
+		k.log.Info("prefetched", "files", r.Files, "bytes", r.Bytes, "missing", r.Missing, "failed", r.Failed, "error", err)
+	}()
+}
+
+// packs takes the boot packs of both mounts, and returns how many blocks they had
+// when they were in, or when the wait for them was over.
+func (m *machine) packs(ctx context.Context) int {
+	var blocks [2]int
+	var done sync.WaitGroup
+	for i, kind := range []string{boot.Modules, boot.Firmware} {
+		if k := m.mounted(kind); k != nil && origin.IsURL(k.url) {
+			done.Go(func() {
+				f := warmFlags{pack: "auto"}
+				blocks[i] = f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
+			})
+		}
+	}
+	all := make(chan struct{})
+	go func() {
+		defer close(all)
+		done.Wait()
+	}()
+	select {
+	case <-all:
+		return blocks[0] + blocks[1]
+	case <-time.After(packWait):
+		return 1 // they are on their way
+	case <-ctx.Done():
+		return 0
+	}
+}
+
+// plan says what this machine's devices will ask for. It reads nothing from the
+// mounts.
+func (m *machine) plan(ctx context.Context, k *bootMount) (*coldplug.Plan, error) {
+	tree, err := kmod.OpenTree(k.tree.FS(ctx))
+	if err != nil {
+		return nil, err
+	}
+	var o coldplug.Options
+	if fw := m.mounted(boot.Firmware); fw != nil {
+		o.Firmware = firmware.New(fw.tree.FS(ctx), m.config.Kver)
+	}
+	d := driverLoading{log: m.log}
+	p, machine, err := d.planner(tree, coldplug.FromManifest(k.tree.Manifest()), o)
+	if err != nil {
+		return nil, err
+	}
+	return p.Plan(machine.Devices), nil
+}
+
+// drivers is what loading modules needs. Indexes are read from the manifest, not
+// through the mount; without one, the image may have modules of its own.
+func (m *machine) drivers(ctx context.Context) *driverLoading {
+	d := &driverLoading{dir: m.config.ModulesDir, fsys: os.DirFS(m.config.ModulesDir), parallel: 16, log: m.log}
+	if k := m.mounted(boot.Modules); k != nil {
+		d.fsys = k.tree.FS(ctx)
+	}
+	return d
+}
+
+func (m *machine) coldplug(ctx context.Context) (string, error) {
+	if m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev() {
+		return boot.Udev(ctx, m.config.SettleTimeout)
+	}
+	r, err := m.drivers(ctx).coldplug(ctx, m.config.SettleTimeout)
+	if err != nil {
+		return "", err
+	}
+	if len(r.waiting) > 0 {
+		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
+	}
+	return r.String(), err
+}
+
+func (m *machine) load(ctx context.Context, names []string) error {
+	return m.drivers(ctx).load(ctx, names)
+}
+
+// record writes what was read, if that is wanted.
+func (m *machine) record() {
+	if m.config.Record == "" {
+		return
+	}
+	for _, kind := range []string{boot.Modules, boot.Firmware} {
+		k := m.mounted(kind)
+		if k == nil {
+			continue
+		}
+		f := warmFlags{record: filepath.Join(m.config.Record, kind+".record")}
+		err := os.MkdirAll(m.config.Record, 0o755)
+		if err == nil {
+			err = f.writeRecord(k.fetcher)
+		}
+		if err != nil {
+			m.log.Error("the record could not be written", "kind", kind, "error", err)
+		}
+	}
+}
