@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/fstest"
 	"testing/iotest"
 	"time"
 
@@ -182,13 +181,6 @@ func TestClassAndName(t *testing.T) {
 	}
 	if got := bootpack.Name("modules.fl", "6.1.0", "any"); got != "modules.fl.6.1.0.any.pack" {
 		t.Errorf("Name = %q", got)
-	}
-	sysfs := fstest.MapFS{
-		"devices/pci0/0000:00:02.0/modalias": {Data: []byte(a + "\n")}, "devices/usb/1-0/modalias": {Data: []byte(b + "\n")},
-		"devices/virtual/modalias": {}, "devices/pci0/uevent": {Data: []byte("MODALIAS=x")}, "bus/modalias": {Data: []byte("x")},
-	}
-	if got := bootpack.Modaliases(sysfs); !slices.Equal(got, []string{a, b}) {
-		t.Errorf("Modaliases = %q, want %q", got, []string{a, b})
 	}
 }
 

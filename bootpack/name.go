@@ -2,9 +2,6 @@ package bootpack
 
 import (
 	"encoding/hex"
-	"io"
-	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
@@ -32,36 +29,4 @@ func Name(manifest, kver, class string) string {
 		kver = "any"
 	}
 	return manifest + "." + strings.ReplaceAll(kver, "/", "_") + "." + class + ".pack"
-}
-
-// maxModalias is how much a file of sysfs holds at most: a page, in bytes.
-const maxModalias = 4096
-
-// Modaliases returns the modaliases of all devices in a sysfs. What cannot be read
-// is left out: devices come and go.
-func Modaliases(sysfs fs.FS) []string {
-	var all []string
-	fs.WalkDir(sysfs, "devices", func(name string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() && path.Base(name) == "modalias" {
-			if line := firstLine(sysfs, name); line != "" {
-				all = append(all, line)
-			}
-		}
-		return nil
-	})
-	return all
-}
-
-func firstLine(fsys fs.FS, name string) string {
-	f, err := fsys.Open(name)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxModalias))
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	return line
 }

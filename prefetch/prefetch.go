@@ -184,7 +184,7 @@ func (p *Prefetcher) Use(cache PageCache) {
 func (p *Prefetcher) Run(ctx context.Context) {
 	var modules *graph
 	var g errgroup.Group
-	defer g.Wait()
+	defer func() { _ = g.Wait() }() // nobody returns an error
 	g.SetLimit(p.opts.Workers)
 	for {
 		select {
@@ -353,7 +353,7 @@ func (p *Prefetcher) Files(ctx context.Context, names []string) (Result, error) 
 			})
 		}
 	}
-	g.Wait()
+	_ = g.Wait() // nobody returns an error
 	failed.Range(func(any, any) bool { r.Failed++; return true })
 	return r, ctx.Err()
 }

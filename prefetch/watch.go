@@ -18,11 +18,11 @@ func (p *Prefetcher) Read(ino manifest.Ino, off int64, n int) (done func(error))
 		return func(error) {}
 	}
 	start := time.Now()
-	news, hit := p.noteRead(ino, first, last, off, int64(n))
+	news := p.noteRead(ino, first, last, off, int64(n))
 	if first == 0 && p.opts.Closure && strings.Contains(p.m.Name(ino), ".ko") {
 		p.startClosure(ino)
 	}
-	return func(err error) { p.noteDone(news, hit, time.Since(start), err) }
+	return func(err error) { p.noteDone(news, time.Since(start), err) }
 }
 
 // span returns the first and the last block of a part of a file.
@@ -35,13 +35,13 @@ func (p *Prefetcher) span(ino manifest.Ino, off int64, n int) (first, last int32
 }
 
 // noteRead counts a read, and returns which of its blocks were not read before, as
-// places in accesses, and whether all were fetched ahead.
-func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64) (news []int, hit bool) {
+// places in accesses. It is a hit if all were fetched ahead.
+func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64) (news []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stats.Reads++
 	p.files[ino] = true
-	hit = true
+	hit := true
 	for i := first; i <= last; i++ {
 		at := place{ino, i}
 		begin := int64(i) * block.Size
@@ -60,7 +60,7 @@ func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64)
 	if hit {
 		p.stats.Hits++
 	}
-	return news, hit
+	return news
 }
 
 // firstRead notes the first read of a block, and returns its place in accesses.
@@ -74,7 +74,7 @@ func (p *Prefetcher) firstRead(at place) int {
 	return index
 }
 
-func (p *Prefetcher) noteDone(news []int, hit bool, waited time.Duration, err error) {
+func (p *Prefetcher) noteDone(news []int, waited time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stats.Waited += waited

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -201,15 +202,15 @@ func TestHoldIsBounded(t *testing.T) {
 		}
 		tr.Hold(tr.Manifest().Blocks(ino)[0], plain)
 	}
-	for i := len(inos) - 1; i >= 0; i-- {
-		if _, err := read(t.Context(), tr, inos[i]); err != nil {
+	for i, ino := range slices.Backward(inos) {
+		if _, err := read(t.Context(), tr, ino); err != nil {
 			t.Fatal(err)
 		}
 		want := 1 // the last four, of 1016 to 1019 bytes, are held
 		if i < 16 {
 			want = 2
 		}
-		if got := src.Requests(tr.Manifest().Blocks(inos[i])[0].ID); got != want {
+		if got := src.Requests(tr.Manifest().Blocks(ino)[0].ID); got != want {
 			t.Errorf("block %d was requested %d times, want %d", i, got, want)
 		}
 	}

@@ -204,6 +204,7 @@ type machine struct {
 	config  *boot.Config
 	log     *slog.Logger
 	fetcher *origin.Fetcher
+	class   string // before drivers have found more devices
 
 	mu     sync.Mutex
 	mounts map[string]*bootMount // by kind
@@ -211,7 +212,7 @@ type machine struct {
 
 // run boots, and serves until the context ends or nothing is mounted any more.
 func (m *machine) run(ctx context.Context, h *herald) (err error) {
-	m.mounts = map[string]*bootMount{}
+	m.mounts, m.class = map[string]*bootMount{}, class()
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetcher.Fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
 		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load,
@@ -392,7 +393,7 @@ func (m *machine) packs(ctx context.Context) int {
 	for i, kind := range []string{boot.Modules, boot.Firmware} {
 		if k := m.mounted(kind); k != nil && origin.IsURL(k.url) {
 			done.Go(func() {
-				f := warmFlags{pack: "auto"}
+				f := warmFlags{pack: "auto", class: m.class}
 				blocks[i] = f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
 			})
 		}
@@ -469,7 +470,7 @@ func (m *machine) record() {
 		if k == nil {
 			continue
 		}
-		f := warmFlags{record: filepath.Join(m.config.Record, kind+".record")}
+		f := warmFlags{record: filepath.Join(m.config.Record, kind+".record"), class: m.class}
 		err := os.MkdirAll(m.config.Record, 0o755)
 		if err == nil {
 			err = f.writeRecord(k.fetcher)

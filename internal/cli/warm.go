@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/bootpack"
+	"overmount/coldplug"
 	"overmount/internal/atomicfile"
 	"overmount/prefetch"
 	"overmount/tree"
@@ -30,6 +31,7 @@ type warmFlags struct {
 	prefetch string
 	record   string
 	pack     string
+	class    string // of this machine, before drivers have found more devices
 }
 
 func (f *warmFlags) add(cmd *cobra.Command) {
@@ -64,6 +66,7 @@ func (f *warmFlags) prefetcher(t *tree.Tree) *prefetch.Prefetcher {
 // warm serves the prefetching of a mount, until stop is called, which returns when
 // nothing of it runs any more.
 func (f *warmFlags) warm(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, kernel prefetch.PageCache, log *slog.Logger) (stop func() error) {
+	f.class = class()
 	ctx, cancel := context.WithCancel(ctx)
 	p.Use(kernel)
 	var running sync.WaitGroup
@@ -91,7 +94,7 @@ func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.P
 	files := []string{f.pack}
 	if f.pack == "auto" {
 		files = nil
-		for _, class := range slices.Compact([]string{class(), bootpack.AnyClass}) {
+		for _, class := range slices.Compact([]string{f.class, bootpack.AnyClass}) {
 			files = append(files, beside(meta, bootpack.Name(baseName(meta), kver, class)))
 		}
 	}
@@ -158,7 +161,7 @@ func (f *warmFlags) writeRecord(p *prefetch.Prefetcher) error {
 		return nil
 	}
 	var b bytes.Buffer
-	err := bootpack.WriteRecord(&b, class(), p.Accesses())
+	err := bootpack.WriteRecord(&b, f.class, p.Accesses())
 	if err == nil {
 		err = atomicfile.Write(f.record, b.Bytes(), 0o644)
 	}
@@ -168,8 +171,19 @@ func (f *warmFlags) writeRecord(p *prefetch.Prefetcher) error {
 	return nil
 }
 
-// class is that of this machine.
-func class() string { return bootpack.Class(bootpack.Modaliases(os.DirFS("/sys"))) }
+// class is that of this machine. As drivers find devices on their buses, it changes:
+// the one that counts is that at the time of mounting.
+func class() string {
+	machine, err := coldplug.Scan(os.DirFS("/sys"))
+	if err != nil {
+		return bootpack.AnyClass
+	}
+	var modaliases []string
+	for _, d := range machine.Devices {
+		modaliases = append(modaliases, d.Modalias)
+	}
+	return bootpack.Class(modaliases)
+}
 
 // logWarmth says what prefetching was good for.
 func logWarmth(p *prefetch.Prefetcher, log *slog.Logger) {
