@@ -6,6 +6,7 @@
 GO := scripts/go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 FUZZTIME ?= 10s
+FULL_FUZZTIME ?= 2m
 
 # What the tests and the demo run beside our own programs.
 TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux \
@@ -56,7 +57,7 @@ test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GAR
 test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
 	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m $$($(GO) list ./... | grep -v '/test/vm$$')
 	$(KERNEL) OVERMOUNT_TEST_VM=all CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m ./test/vm
-	$(MAKE) test FUZZTIME=2m KERNEL_ARCHS="$(KERNEL_ARCHS)"
+	$(MAKE) test FUZZTIME=$(FULL_FUZZTIME) KERNEL_ARCHS="$(KERNEL_ARCHS)"
 
 .PHONY: fuzz
 fuzz: tools-go ## run the fuzz targets for FUZZTIME each

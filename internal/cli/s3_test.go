@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"net"
@@ -145,5 +146,50 @@ func TestPrivateBucketPublicWeb(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestKernelThroughS3 takes a kernel's modules the whole way: packed straight to a
+// private bucket, published, every object checked from outside, and used from the
+// public web server with the S3 server gone.
+func TestKernelThroughS3(t *testing.T) {
+	testenv.FUSE(t)
+	dir := kernelTree(t)
+	modprobe := testenv.Tool(t, "modprobe")
+	const key, secret = "AKFLEET", "hunter2/with+signs@and:more"
+	host, files, stop := startS3(t, key, secret)
+	t.Setenv("AWS_ACCESS_KEY_ID", key)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", secret)
+	work := t.TempDir()
+	t.Setenv("XDG_CACHE_HOME", filepath.Join(work, "cache"))
+	meta, bucket, web := filepath.Join(work, "modules.fl"), "s3://"+host+"/flists/blobs", startNginx(t, files)+"/blobs"
+	mustRun(t, "overmount", "pack", "-m", meta, "-s", bucket, "--kind", "modules", dir)
+	publish := []string{"publish", "-m", meta, "--to", bucket, "--public", web, "--latest", "modules-latest.fl", "--json"}
+	if r := lastJSON(t, mustRun(t, "overmount", publish...)); r["new_objects"] != 0.0 {
+		t.Errorf("publish of what the bucket has copies %v objects", r["new_objects"])
+	}
+	again := lastJSON(t, mustRun(t, "overmount", publish...))
+	if n, ok := again["requests"].(float64); !ok || n > 15 {
+		t.Errorf("publishing it again makes %v requests, want at most 15", again["requests"])
+	}
+	stop()
+	t.Setenv("AWS_ACCESS_KEY_ID", "")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "")
+	latest := web + "/modules-latest.fl"
+	mustRun(t, "overmount", "verify", "--objects", "all", "--mount", latest)
+
+	kver := filepath.Base(dir)
+	target := filepath.Join(work, "root/lib/modules", kver)
+	mountAt(t, target, "-m", latest, "-c", "none")
+	want := mustRun(t, modprobe, "-n", "-v", "-a", "-d", filepath.Dir(filepath.Dir(filepath.Dir(dir))), "-S", kver, "e1000e", "xfs", "kvm_intel")
+	got := mustRun(t, modprobe, "-n", "-v", "-a", "-d", filepath.Join(work, "root"), "-S", kver, "e1000e", "xfs", "kvm_intel")
+	if got = strings.ReplaceAll(got, filepath.Join(work, "root"), filepath.Dir(filepath.Dir(filepath.Dir(dir)))); got != want {
+		t.Errorf("modprobe on the mount would do %q, want %q", got, want)
+	}
+	for line := range strings.Lines(want) {
+		file := strings.TrimPrefix(strings.Fields(line)[1], dir)
+		if !bytes.Equal(read(t, filepath.Join(target, file)), read(t, filepath.Join(dir, file))) {
+			t.Errorf("%s has other bytes on the mount", file)
+		}
 	}
 }
