@@ -72,7 +72,7 @@ func TestPrefetch(t *testing.T) {
 // and for each that comes Prefetch has one request less.
 func TestPrefetchLeavesRoomForReaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tr, inos, src := many(t, 20, &tree.Options{MaxRequests: 4})
+		tr, inos, src := many(t, 20, &tree.Options{MaxRequests: 4, KeepBlocks: 20})
 		gate := storetest.NewGate()
 		src.Always(storetest.Through(gate))
 		var wg sync.WaitGroup
