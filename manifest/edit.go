@@ -191,5 +191,18 @@ func (e *Editor) DeleteRoute(url string) (bool, error) {
 	return e.db.Changes() > 0, err
 }
 
+// SetRoutes puts routes in place of all there are, in their order.
+func (e *Editor) SetRoutes(routes []Route) error {
+	if err := e.DeleteRoutes(); err != nil {
+		return err
+	}
+	for _, r := range routes {
+		if err := e.AddRoute(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // DeleteRoutes removes all routes.
 func (e *Editor) DeleteRoutes() error { return execute(e.db, `DELETE FROM route`) }

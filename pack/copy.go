@@ -53,7 +53,7 @@ func Copy(ctx context.Context, m *manifest.Manifest, from store.Reader, to store
 	if c.Parallel <= 0 {
 		c.Parallel = 16
 	}
-	ids := objectsOf(m)
+	ids := ObjectIDs(m)
 	c.sum.Objects = int64(len(ids))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.Parallel)
@@ -77,8 +77,8 @@ func Copy(ctx context.Context, m *manifest.Manifest, from store.Reader, to store
 	return c.sum, nil
 }
 
-// objectsOf returns the different objects of a manifest, sorted.
-func objectsOf(m *manifest.Manifest) []block.ID {
+// ObjectIDs returns the different objects of a manifest, sorted.
+func ObjectIDs(m *manifest.Manifest) []block.ID {
 	ids := make([]block.ID, 0, m.BlockCount())
 	for _, ref := range m.AllBlocks() {
 		ids = append(ids, ref.ID)

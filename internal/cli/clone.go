@@ -141,17 +141,7 @@ func (f *cloneFlags) writeRoutes(ctx context.Context, path string, routes []mani
 	if len(routes) == 0 {
 		return "", nil
 	}
-	replace := func(e *manifest.Editor) error {
-		if err := e.DeleteRoutes(); err != nil {
-			return err
-		}
-		for _, r := range routes {
-			if err := e.AddRoute(r); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+	replace := func(e *manifest.Editor) error { return e.SetRoutes(routes) }
 	if f.out == "" {
 		return f.meta, manifest.Edit(ctx, f.meta, replace)
 	}

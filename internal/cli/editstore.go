@@ -149,15 +149,7 @@ func (f *editStoreFlags) edit(ctx context.Context, path string) (after []manifes
 		if after, err = f.change.apply(before, f.keepPassword); err != nil {
 			return err
 		}
-		if err := e.DeleteRoutes(); err != nil {
-			return err
-		}
-		for _, r := range after {
-			if err := e.AddRoute(r); err != nil {
-				return err
-			}
-		}
-		return nil
+		return e.SetRoutes(after)
 	}
 	if f.out == "" {
 		err = manifest.Edit(ctx, f.meta, change)

@@ -27,7 +27,7 @@ import (
 // upload copies to each store what it lacks. The stores of the manifest are opened
 // only if something is missing.
 func (p *publication) upload(ctx context.Context) (pack.CopySummary, error) {
-	ids := objectIDs(p.m)
+	ids := pack.ObjectIDs(p.m)
 	for _, s := range p.stocks {
 		if err := s.learn(ctx, ids, p.f.recheck); err != nil {
 			return pack.CopySummary{}, err
@@ -40,19 +40,6 @@ func (p *publication) upload(ctx context.Context) (pack.CopySummary, error) {
 		Parallel: 32, // as many as a store has connections
 		Progress: func(s pack.CopySummary) { bar.count(int(s.Done), int(s.Objects)) },
 	})
-}
-
-// objectIDs returns the different objects of a manifest.
-func objectIDs(m *manifest.Manifest) []block.ID {
-	seen := map[block.ID]bool{}
-	var ids []block.ID
-	for _, ref := range m.AllBlocks() {
-		if !seen[ref.ID] {
-			seen[ref.ID] = true
-			ids = append(ids, ref.ID)
-		}
-	}
-	return ids
 }
 
 // A readerFunc is a reader that is opened when it is asked for something. That it

@@ -72,7 +72,7 @@ func copyPublic(ctx context.Context, file string, public []store.Spec) (c *publi
 	}
 	c.old = before.Routes()
 	name := filepath.Join(filepath.Dir(tmp.Name()), "public.fl")
-	if err := manifest.EditCopy(ctx, tmp.Name(), name, func(e *manifest.Editor) error { return setRoutes(e, public) }); err != nil {
+	if err := manifest.EditCopy(ctx, tmp.Name(), name, func(e *manifest.Editor) error { return e.SetRoutes(routesOf(public)) }); err != nil {
 		return nil, err
 	}
 	if c.m, err = manifest.Open(ctx, name); err != nil {
@@ -96,16 +96,13 @@ func copyPublic(ctx context.Context, file string, public []store.Spec) (c *publi
 // digestName writes a SHA-256.
 func digestName(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
 
-func setRoutes(e *manifest.Editor, specs []store.Spec) error {
-	if err := e.DeleteRoutes(); err != nil {
-		return err
-	}
+// routesOf returns stores as a manifest names them.
+func routesOf(specs []store.Spec) []manifest.Route {
+	var routes []manifest.Route
 	for _, spec := range specs {
-		if err := e.AddRoute(manifest.Route{First: spec.First, Last: spec.Last, URL: spec.URL.String()}); err != nil {
-			return err
-		}
+		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: spec.URL.String()})
 	}
-	return nil
+	return routes
 }
 
 // writeOut writes the manifest to its file, and signs it if there is a key.
