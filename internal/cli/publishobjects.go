@@ -16,7 +16,6 @@ import (
 	"golang.org/x/crypto/blake2b"
 
 	"overmount/block"
-	"overmount/manifest"
 	"overmount/pack"
 	"overmount/store"
 	"overmount/store/s3store"
