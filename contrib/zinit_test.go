@@ -35,7 +35,7 @@ func TestZinit03(t *testing.T) {
 echo overmount "$@" >>log
 until grep -q eager log; do :; done
 echo overmount is ready >>log
-: >ready
+echo $$ >ready
 exec sleep 600
 `)
 	path := []string{zinitPath, bin + ":" + zinitPath}
@@ -66,7 +66,10 @@ exec sleep 600
 	}
 
 	// One that dies is started again.
-	serving := servingPID(t, pids, "sleep")
+	serving, err := strconv.Atoi(lines(t, ready)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Kill(serving, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -108,21 +111,6 @@ func startZinit(t *testing.T, server, services, dir, pids string) {
 func ours(pid int, dir string) bool {
 	cwd, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd")
 	return err == nil && cwd == dir
-}
-
-// servingPID returns the last of the processes that still runs as a program.
-func servingPID(t *testing.T, pids, program string) int {
-	t.Helper()
-	all := lines(t, pids)
-	slices.Reverse(all)
-	for _, line := range all {
-		comm, err := os.ReadFile("/proc/" + line + "/comm")
-		if pid, bad := strconv.Atoi(line); err == nil && bad == nil && string(comm) == program+"\n" {
-			return pid
-		}
-	}
-	t.Fatalf("none of %q runs %s", all, program)
-	return 0
 }
 
 // awaitLine waits until a line is in a file n times.
