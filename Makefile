@@ -32,8 +32,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 .PHONY: build
-build: tools-go ## build bin/overmount
-	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/overmount ./cmd/overmount
+build: tools-go ## build bin/overmount, and bin/overmount-boot for machines that boot
+	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/overmount ./cmd/overmount-boot
 
 .PHONY: demo
 demo: tools build ## pack, serve, mount and use a real kernel's modules, and show what crossed the wire

@@ -10,6 +10,7 @@
 // layers_test.go holds the map.
 //
 //	floor 5  cmd/overmount     signals and exit code
+//	         cmd/overmount-boot  the same, less what no machine needs that boots
 //	         internal/demo     what "make demo" runs
 //	floor 4  internal/cli      the command line, one file for each verb
 //	floor 3  pack              a file tree to objects and a manifest, and back

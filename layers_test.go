@@ -13,7 +13,7 @@ import (
 // floors. doc.go says it in prose. A new package gets its line here, on the
 // lowest floor that it can live on.
 var floors = map[string]int{
-	"cmd/overmount": 5, "internal/demo": 5,
+	"cmd/overmount": 5, "cmd/overmount-boot": 5, "internal/demo": 5,
 
 	"internal/cli": 4,
 

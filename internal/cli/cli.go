@@ -51,30 +51,30 @@ type app struct {
 	logLevel string
 	json     bool
 	stores   storeFlags
+	readers  map[string]opener // by scheme
+	forBoot  bool              // it is the program for machines that boot
 }
 
-// Run runs the command that env.Args say, and returns the exit code.
-func Run(ctx context.Context, env Env) int {
-	a := &app{Env: env}
-	root := a.rootCommand()
-	root.SetArgs(env.Args)
-	root.SetOut(env.Stdout)
-	root.SetErr(env.Stderr)
+// run runs the command that the arguments say, and returns the exit code.
+func (a *app) run(ctx context.Context, root *cobra.Command) int {
+	root.SetArgs(a.Args)
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone
 	}
 	if code, ok := errors.AsType[exitError](err); ok {
 		if code.err != nil {
-			fmt.Fprintf(env.Stderr, "overmount: %v\n", code.err)
+			fmt.Fprintf(a.Stderr, "overmount: %v\n", code.err)
 		}
 		return code.code
 	}
 	if ctx.Err() != nil {
-		fmt.Fprintln(env.Stderr, "overmount: interrupted")
+		fmt.Fprintln(a.Stderr, "overmount: interrupted")
 		return exitInterrupted
 	}
-	fmt.Fprintf(env.Stderr, "overmount: %v\n", err)
+	fmt.Fprintf(a.Stderr, "overmount: %v\n", err)
 	return exitFailed
 }
 
@@ -127,9 +127,6 @@ The format is that of threefoldtech/rfs.
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%w", err) })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetHelpCommand(helpCommand())
-	root.AddCommand(a.packCommand(), a.mountCommand(), a.umountCommand(), a.profileCommand(), a.unpackCommand(),
-		a.flistCommand(), a.configCommand(), a.depmodCommand(), a.modulesCommand(), a.planCommand(), a.coldplugCommand(), a.publishCommand(),
-		a.verifyCommand(), a.cloneCommand(), a.gcCommand(), a.initramfsCommand(), a.bootCommand(), a.reportCommand(), a.keyCommand(), a.signCommand(), a.versionCommand())
 	return root
 }
 
@@ -162,10 +159,14 @@ func group(use, short string, below ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
+// otherVerbs is the annotation of a command with what to say of verbs that are none of
+// its own.
+const otherVerbs = "other verbs"
+
 func unknownVerb(cmd *cobra.Command, verb string) error {
-	hint := ""
+	hint := cmd.Annotations[otherVerbs]
 	cmd.SuggestionsMinimumDistance = 2
-	if s := cmd.SuggestionsFor(verb); len(s) > 0 {
+	if s := cmd.SuggestionsFor(verb); len(s) > 0 && hint == "" {
 		hint = fmt.Sprintf(", did you mean %s?", strings.Join(s, " or "))
 	}
 	return usagef(cmd, "unknown command %q for %q%s", verb, cmd.CommandPath(), hint)

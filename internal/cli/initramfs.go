@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -47,9 +48,12 @@ func (a *app) initramfsCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "initramfs -m FILE --stage1 LIST -o OUT.img",
 		Short: "Make the image that a machine starts from, with what it needs to reach the network",
-		Long: `Initramfs makes an image for the boot loader: this program, the modules that
+		Long: `Initramfs makes an image for the boot loader: the program, the modules that
 reach the network with what they depend on, and the firmware that these declare.
 Everything else comes over the network when it is asked for.
+
+The program is overmount-boot if that lies beside this one, otherwise this one.
+overmount-boot has what a machine needs that boots, and no more, and is smaller.
 
 -m FILE is a manifest, path or URL, or a directory lib/modules/KVER; --firmware
 is the same of lib/firmware. The modules of --stage1 are a list with commas of:
@@ -73,7 +77,7 @@ libraries.
 The same inputs give the same image. Times in it are those of SOURCE_DATE_EPOCH,
 or 0. It says what each part costs; "compressed" is an estimate, a tenth too high.
 
-With --json, one object: image, kver, bytes (of the image, 0 with --dry-run), compression,
+With --json, one object: image, kver, program, bytes (of the image, 0 with --dry-run), compression,
 parts (name, files, bytes, compressed), modules (name, path, size, soft), always,
 absent (names of sets that the kernel does not have), firmware, no_firmware
 (declared and not there), warnings.
@@ -97,7 +101,7 @@ func (f *initramfsFlags) flags(cmd *cobra.Command) {
 	flags.StringVar(&f.firmware, "firmware", "", "`FILE`, a manifest of firmware (path or URL) or a directory lib/firmware")
 	flags.StringSliceVar(&f.stage1, "stage1", nil, "`LIST` of sets and modules (required)")
 	flags.StringVarP(&f.out, "output", "o", "", "`file` for the image (required without --dry-run)")
-	flags.StringVar(&f.program, "overmount", "", "`FILE` of this program for the machine (default: the one that runs)")
+	flags.StringVar(&f.program, "overmount", "", "`FILE` of the program for the machine (default: overmount-boot beside the one that runs, or that one)")
 	flags.StringVar(&f.busybox, "busybox", "", "`FILE` of busybox for the machine")
 	flags.StringVar(&f.udev, "udev", "", "take udev and kmod of the system in the directory `ROOT`")
 	flags.Lookup("udev").NoOptDefVal = "/"
@@ -131,7 +135,7 @@ func (a *app) initramfs(cmd *cobra.Command, f *initramfsFlags) error {
 	if err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
-	made := &madeImage{image: im, file: f.out, kver: opts.Kver, compression: compression, shares: shares}
+	made := &madeImage{image: im, file: f.out, kver: opts.Kver, program: opts.Program, compression: compression, shares: shares}
 	if !f.dryRun {
 		if made.bytes, err = writeImage(f.out, im, compression); err != nil {
 			return fmt.Errorf("initramfs: write %s: %w", f.out, err)
@@ -186,7 +190,7 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 		o.Include = append(o.Include, parseInclude(text))
 	}
 	if o.Program == "" {
-		if o.Program, err = os.Executable(); err != nil {
+		if o.Program, err = programForBoot(); err != nil {
 			return nil, err
 		}
 	}
@@ -203,6 +207,20 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 		o.Mtime = time.Unix(sec, 0)
 	}
 	return o, nil
+}
+
+// programForBoot returns the file of overmount-boot, if it lies beside this program, or
+// that of this program.
+func programForBoot() (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	small := filepath.Join(filepath.Dir(self), "overmount-boot")
+	if info, err := os.Stat(small); err == nil && info.Mode().IsRegular() {
+		return small, nil
+	}
+	return self, nil
 }
 
 // parseInclude takes SRC[:/DST] apart, at the last colon with a slash after it.
@@ -280,6 +298,7 @@ func writeImage(file string, im *initramfs.Image, c initramfs.Compression) (int6
 type madeImage struct {
 	image       *initramfs.Image
 	file, kver  string
+	program     string
 	compression initramfs.Compression
 	shares      []int64
 	bytes       int64 // 0 if none was written
@@ -315,7 +334,7 @@ func (m *madeImage) report() any {
 		modules = append(modules, neededModule{Name: mod.Name, Path: mod.Path, Size: mod.Size, Soft: mod.Soft})
 	}
 	return map[string]any{
-		"image": m.file, "kver": m.kver, "bytes": m.bytes, "compression": m.compression.String(), "parts": m.parts(),
+		"image": m.file, "kver": m.kver, "program": m.program, "bytes": m.bytes, "compression": m.compression.String(), "parts": m.parts(),
 		"modules": modules, "always": list(s.Always), "absent": list(s.Absent), "firmware": list(s.Firmware),
 		"no_firmware": list(s.NoFirmware), "warnings": list(m.image.Warnings),
 	}
@@ -336,6 +355,7 @@ func (m *madeImage) print(w io.Writer) error {
 		_, err := fmt.Fprintf(w, format, args...)
 		errs = append(errs, err)
 	}
+	say("program  %s\n", m.program)
 	say("stage 1  %d modules of %s, %d firmware files\n", len(s.Modules), m.kver, len(s.Firmware))
 	if len(s.Absent) > 0 {
 		say("absent   this kernel has no %s\n", strings.Join(s.Absent, ", "))

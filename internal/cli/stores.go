@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -43,9 +44,12 @@ type storeFlags struct {
 }
 
 func (f *storeFlags) add(cmd *cobra.Command) {
-	flags := cmd.PersistentFlags()
-	flags.StringVar(&f.credentials, "credentials", "", "`FILE` with credentials for S3, like AWS's (default: AWS's environment variables and files)")
-	flags.StringVar(&f.authFile, "auth-file", "", "`FILE` with tokens and passwords for HTTP servers (default: "+httpstore.AuthFileEnv+")")
+	cmd.PersistentFlags().StringVar(&f.authFile, "auth-file", "", "`FILE` with tokens and passwords for HTTP servers (default: "+httpstore.AuthFileEnv+")")
+}
+
+// addS3 adds the flags for stores that only the whole program knows.
+func (f *storeFlags) addS3(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVar(&f.credentials, "credentials", "", "`FILE` with credentials for S3, like AWS's (default: AWS's environment variables and files)")
 }
 
 // writeStores opens the stores to write to, and returns what the manifest shall
@@ -128,7 +132,7 @@ func (a *app) openWriter(ctx context.Context, u *url.URL) (store.Writer, error) 
 	case "http", "https":
 		return nil, fmt.Errorf("store %s: HTTP stores can only be read; write to a directory that the server serves, dir:///path, or to the bucket behind it, s3://", redacted(u))
 	default:
-		return nil, unknownScheme(u)
+		return nil, a.unknownScheme(u)
 	}
 	if err != nil {
 		return nil, err
@@ -185,8 +189,12 @@ func (a *app) httpAuth() (*httpstore.Auth, error) {
 // redacted is a store's URL for people. The query may hold a token.
 func redacted(u *url.URL) string { return verify.StoreName(u.String()) }
 
-func unknownScheme(u *url.URL) error {
-	return fmt.Errorf("store %s: this version knows no scheme %q, only dir, http, https, s3, s3s and zdb", redacted(u), u.Scheme)
+func (a *app) unknownScheme(u *url.URL) error {
+	known := strings.Join(slices.Sorted(maps.Keys(a.readers)), ", ")
+	if a.forBoot {
+		return fmt.Errorf("store %s: the program for machines that boot reads no scheme %q, only %s", redacted(u), u.Scheme, known)
+	}
+	return fmt.Errorf("store %s: this version knows no scheme %q, only %s", redacted(u), u.Scheme, known)
 }
 
 func dirPath(u *url.URL) (string, error) {
@@ -266,29 +274,36 @@ func (a *app) openReader(text string, opened map[string]store.Reader) (store.Rea
 	if err != nil {
 		return nil, err
 	}
-	var r store.Reader
-	switch u := spec.URL; u.Scheme {
-	case "dir":
-		dir, err := dirPath(u)
-		if err != nil {
-			return nil, err
-		}
-		r = store.Checked(store.NewDir(dir))
-	case "http", "https":
-		r, err = a.openHTTP(u) // checks objects itself
-	case "s3", "s3s":
-		r, err = a.openS3(u) // checks objects itself
-	case "zdb":
-		var s *zdbstore.Store
-		if s, err = zdbstore.New(u, nil); err == nil {
-			r = store.Checked(s)
-		}
-	default:
-		return nil, unknownScheme(u)
+	open := a.readers[spec.URL.Scheme]
+	if open == nil {
+		return nil, a.unknownScheme(spec.URL)
 	}
+	r, err := open(spec.URL)
 	if err != nil {
 		return nil, err
 	}
 	opened[text] = r
 	return r, nil
 }
+
+// An opener opens a store for reading. The store checks what it reads.
+type opener func(u *url.URL) (store.Reader, error)
+
+func readDir(u *url.URL) (store.Reader, error) {
+	dir, err := dirPath(u)
+	if err != nil {
+		return nil, err
+	}
+	return store.Checked(store.NewDir(dir)), nil
+}
+
+func readZDB(u *url.URL) (store.Reader, error) {
+	s, err := zdbstore.New(u, nil)
+	if err != nil {
+		return nil, err
+	}
+	return store.Checked(s), nil
+}
+
+func (a *app) readHTTP(u *url.URL) (store.Reader, error) { return a.openHTTP(u) }
+func (a *app) readS3(u *url.URL) (store.Reader, error)   { return a.openS3(u) }

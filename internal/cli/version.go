@@ -26,12 +26,16 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  args(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
+			program := "overmount"
+			if a.forBoot {
+				program = "overmount-boot"
+			}
 			if a.json {
 				return json.NewEncoder(a.Stdout).Encode(map[string]string{
-					"version": a.version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
+					"program": program, "version": a.version(), "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH,
 				})
 			}
-			fmt.Fprintf(a.Stdout, "overmount %s (%s, %s/%s)\n", a.version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			fmt.Fprintf(a.Stdout, "%s %s (%s, %s/%s)\n", program, a.version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return nil
 		},
 	}

@@ -192,14 +192,15 @@ func (h *host) files(m *manifest.Manifest) map[string]int {
 	return files
 }
 
-// overmount builds the program.
+// overmount builds the programs: that which makes images, and beside it that which
+// they carry.
 func overmount(t *testing.T) string {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "overmount")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", bin, "overmount/cmd/overmount")
+	dir := t.TempDir()
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", dir, "overmount/cmd/overmount", "overmount/cmd/overmount-boot")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build overmount: %v\n%s", err, out)
 	}
-	return bin
+	return filepath.Join(dir, "overmount")
 }
