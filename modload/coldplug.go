@@ -23,25 +23,26 @@ type Listener interface {
 }
 
 // Coldplug loads what the devices below sysfs need, and what those need that come
-// up by it, until nothing has happened for a while. It returns when that is so, or
-// when ctx ends, whose error it returns; modules may then still be on their way.
+// up by it, until nothing has happened for a while. It returns when that is so; with
+// context.DeadlineExceeded when limit is over, and modules that are on their way are
+// loaded all the same; or with the error of ctx, with which loading ends, too.
 //
 // The listener must have begun before the call, or devices may be missed.
-func Coldplug(ctx context.Context, sysfs fs.FS, p *coldplug.Planner, l *Loader, events Listener) error {
-	c := &settling{p: p, l: l}
+func Coldplug(ctx context.Context, limit time.Duration, sysfs fs.FS, p *coldplug.Planner, l *Loader, events Listener) error {
+	within, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	c := &settling{l: l, plan: p.Plan, start: func(plan *coldplug.Plan) <-chan struct{} { return l.Load(ctx, plan) }}
 	news := make(chan coldplug.Device, 1024)
 	lost := make(chan error, 1)
-	listening, stop := context.WithCancel(ctx)
-	defer stop()
-	go listen(listening, events, news, lost)
+	go listen(within, events, news, lost)
 	for {
 		before := len(l.Results()) + len(l.Waiting())
 		m, err := coldplug.Scan(sysfs)
 		if err != nil {
 			return err
 		}
-		c.load(ctx, m.Devices)
-		again, err := c.settle(ctx, news, lost)
+		c.load(m.Devices)
+		again, err := c.settle(within, news, lost)
 		if err != nil {
 			return err
 		}
@@ -52,17 +53,48 @@ func Coldplug(ctx context.Context, sysfs fs.FS, p *coldplug.Planner, l *Loader, 
 	}
 }
 
-// settling is the state between two scans.
-type settling struct {
-	p    *coldplug.Planner
-	l    *Loader
-	busy []<-chan struct{}
+// Follow loads what the devices below sysfs need, and then what each device needs
+// that appears: a disk that took its time, a device that somebody plugs in. It waits
+// for none of them to be loaded. It returns when the context ends or listening
+// fails, with that error.
+//
+// The listener must have begun before the call. The planner and the loader may be
+// those of a Coldplug that has returned.
+func Follow(ctx context.Context, sysfs fs.FS, p *coldplug.Planner, l *Loader, events Listener) error {
+	for {
+		m, err := coldplug.Scan(sysfs)
+		if err != nil {
+			return err
+		}
+		l.Load(ctx, p.Plan(m.Devices))
+		if err := follow(ctx, p, l, events); !errors.Is(err, ErrLost) {
+			return err
+		}
+	}
 }
 
-func (c *settling) load(ctx context.Context, devices []coldplug.Device) {
-	plan := c.p.Plan(devices)
+func follow(ctx context.Context, p *coldplug.Planner, l *Loader, events Listener) error {
+	for {
+		d, err := events.Next(ctx)
+		if err != nil {
+			return err
+		}
+		l.Load(ctx, p.Plan([]coldplug.Device{d}))
+	}
+}
+
+// settling is the state between two scans.
+type settling struct {
+	l     *Loader
+	plan  func([]coldplug.Device) *coldplug.Plan
+	start func(*coldplug.Plan) <-chan struct{}
+	busy  []<-chan struct{}
+}
+
+func (c *settling) load(devices []coldplug.Device) {
+	plan := c.plan(devices)
 	if len(plan.Modules) > 0 {
-		c.busy = append(c.busy, c.l.Load(ctx, plan))
+		c.busy = append(c.busy, c.start(plan))
 	}
 }
 
@@ -78,7 +110,7 @@ func (c *settling) settle(ctx context.Context, news <-chan coldplug.Device, lost
 		}
 		select {
 		case d := <-news:
-			c.load(ctx, append(more(news), d))
+			c.load(append(more(news), d))
 			quiet.Reset(idle)
 		case <-working:
 			c.busy = c.busy[1:]

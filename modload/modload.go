@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -37,7 +38,7 @@ type Options struct {
 	Parallel int
 	// Insert loads one module. The default is the kernel's.
 	Insert func(ctx context.Context, a kmod.Action) error
-	// Logger gets a line for each module that fails. Nil means nowhere.
+	// Logger gets a line for each module that is not loaded. Nil means nowhere.
 	Logger *slog.Logger
 }
 
@@ -63,6 +64,11 @@ type Result struct {
 	Took   time.Duration // from its turn on, without the wait for what it needs
 	Err    error
 }
+
+// Declined reports whether the module, or one that it needs, has found that the
+// machine has nothing for it. That is usual: which of the drivers for a processor's
+// clock is the right one, for example, each of them finds out when it is loaded.
+func (r *Result) Declined() bool { return errors.Is(r.Err, unix.ENODEV) }
 
 // New returns a Loader for the modules in a directory lib/modules/KVER, which t
 // knows.
@@ -160,14 +166,18 @@ func (l *Loader) run(ctx context.Context, t *task, m coldplug.Module, needs, aft
 	for _, other := range needs {
 		<-other.done
 		if other.Err != nil && t.Err == nil {
-			t.Err = fmt.Errorf("%w: %s", ErrNeeds, other.Module)
+			t.Err = fmt.Errorf("%w: %s: %w", ErrNeeds, other.Module, other.Err)
 		}
 	}
 	if t.Err == nil {
 		t.Took, t.Err = l.insert(ctx, m.Action)
 	}
 	if t.Err != nil && ctx.Err() == nil {
-		l.opts.Logger.Warn("module not loaded", "module", m.Module, "error", t.Err)
+		level := slog.LevelWarn
+		if t.Declined() {
+			level = slog.LevelInfo
+		}
+		l.opts.Logger.Log(ctx, level, "module not loaded", "module", m.Module, "error", t.Err)
 	}
 }
 
@@ -241,7 +251,7 @@ func (k kernel) do(ctx context.Context, a kmod.Action) error {
 // Insert loads the module in a file. One that is loaded already is no error. A
 // compressed file is given to the kernel as it is, if the kernel can read it so.
 func Insert(file, options string) error {
-	f, err := os.Open(file)
+	f, err := open(file)
 	if err != nil {
 		return err
 	}
@@ -255,6 +265,21 @@ func Insert(file, options string) error {
 		err = insertPlain(f, options)
 	}
 	return inserted(file, err)
+}
+
+// open opens a file for reading, past Go's poller. The poller asks the file system
+// whether a file can be waited for, and keeps a processor until it is answered: if
+// this process serves the file system, and has no other processor, that is never.
+func open(file string) (*os.File, error) {
+	for {
+		fd, err := unix.Open(file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), file), nil
+		case err != unix.EINTR:
+			return nil, &fs.PathError{Op: "open", Path: file, Err: err}
+		}
+	}
 }
 
 // insertPlain is for kernels that cannot decompress.
@@ -281,6 +306,8 @@ func inserted(file string, err error) error {
 		err = fmt.Errorf("it is not signed with a key that the kernel knows: %w", err)
 	case errors.Is(err, unix.ENOENT):
 		err = fmt.Errorf("it asks for a symbol that the kernel does not have, or the kernel has no room for it: %w", err)
+	case errors.Is(err, unix.ENODEV):
+		err = fmt.Errorf("it finds nothing here that it is for: %w", err)
 	case errors.Is(err, unix.EIO):
 		err = fmt.Errorf("it cannot be read: %w", err)
 	}

@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"overmount/coldplug"
 	"overmount/depmod"
 	"overmount/kmod"
@@ -128,7 +130,7 @@ type noFacts struct{}
 func (noFacts) Facts(string) (coldplug.Facts, error) { return coldplug.Facts{}, nil }
 
 func (m *machine) coldplug(l *Loader) error {
-	return Coldplug(m.t.Context(), os.DirFS(m.sys), m.planner(), l, m)
+	return Coldplug(m.t.Context(), time.Minute, os.DirFS(m.sys), m.planner(), l, m)
 }
 
 // before reports whether modules were loaded in an order.
@@ -145,8 +147,8 @@ func (m *machine) before(names ...string) bool {
 func TestColdplug(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newMachine(t, "pci:hub", "pci:other", "pci:broken", "pci:above", "pci:wants", "acpi:nobody")
-		m.fails["broken"] = errors.New("no such device")
-		m.fails["filter"] = errors.New("no such device")
+		m.fails["broken"] = inserted("broken.ko", unix.ENODEV)
+		m.fails["filter"] = inserted("filter.ko", unix.EIO)
 		m.appears["hub"] = "usb:disk"
 		m.took = time.Second
 		start, l := time.Now(), m.loader()
@@ -168,6 +170,9 @@ func TestColdplug(t *testing.T) {
 			if failed != (r.Err != nil) || errors.Is(r.Err, ErrNeeds) != (r.Module == "above") {
 				t.Errorf("%s: %v", r.Module, r.Err)
 			}
+			if declined := failed && r.Module != "filter"; declined != r.Declined() {
+				t.Errorf("%s declined: %v, want %v, for %v", r.Module, r.Declined(), declined, r.Err)
+			}
 		}
 	})
 }
@@ -184,7 +189,7 @@ func TestLostEvent(t *testing.T) {
 			}
 			return coldplug.Device{}, ErrLost
 		})
-		if err := Coldplug(t.Context(), os.DirFS(m.sys), m.planner(), l, lossy); err != nil {
+		if err := Coldplug(t.Context(), time.Minute, os.DirFS(m.sys), m.planner(), l, lossy); err != nil {
 			t.Fatal(err)
 		}
 		if !m.before("bus", "hub", "disk") {
@@ -209,9 +214,7 @@ func TestModuleHangs(t *testing.T) {
 			}
 			return m.insert(ctx, a)
 		}})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		err := Coldplug(ctx, os.DirFS(m.sys), m.planner(), l, m)
+		err := Coldplug(t.Context(), time.Minute, os.DirFS(m.sys), m.planner(), l, m)
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "2 modules") {
 			t.Errorf("Coldplug: %v, want the deadline, and 2 modules on their way", err)
 		}
@@ -220,7 +223,60 @@ func TestModuleHangs(t *testing.T) {
 		}
 		close(stuck)
 		synctest.Wait()
+		if !m.before("bus", "hub") {
+			t.Errorf("loaded %q, want what was on its way when the time was over, too", m.loaded)
+		}
 	})
+}
+
+// What appears after Coldplug has returned, and what appeared while nobody listened.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, "pci:other")
+		l, p := m.loader(), m.planner()
+		if err := Coldplug(t.Context(), time.Minute, os.DirFS(m.sys), p, l, m); err != nil {
+			t.Fatal(err)
+		}
+		m.device("pci:hub")
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- Follow(ctx, os.DirFS(m.sys), p, l, m) }()
+		synctest.Wait()
+		if !m.before("other", "bus", "hub") || slices.Contains(m.loaded, "disk") {
+			t.Errorf("loaded %q, want what hub needs and no disk", m.loaded)
+		}
+		m.news <- m.device("usb:disk")
+		synctest.Wait()
+		if !m.before("hub", "disk") {
+			t.Errorf("loaded %q, want disk, too", m.loaded)
+		}
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Follow: %v, want the context's error", err)
+		}
+	})
+}
+
+// A file of a mount that this process serves must not be given to the poller: with
+// one processor, a boot that loaded its drivers itself hung at the first module.
+func TestOpenWithoutPoller(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo") // which can be polled, as a file of FUSE can
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	f, err := open(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.SetDeadline(time.Time{}); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("the poller has the file: SetDeadline gives %v, want %v", err, os.ErrNoDeadline)
+	}
 }
 
 // What a later plan needs of an earlier one is waited for.

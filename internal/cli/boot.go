@@ -53,7 +53,8 @@ func (a *app) bootCommand() *cobra.Command {
      /lib/modules/<kver> and /lib/firmware;
   4. begins to fetch what this machine's devices will ask for;
   5. lets the drivers be loaded: by udev (udevadm control --reload, trigger, settle)
-     if its daemon runs, else by itself, as "overmount coldplug" does;
+     if its daemon runs, else by itself, as "overmount coldplug" does, from then on
+     also for devices that appear later;
   6. loads the modules that are wanted in any case.
 
 Then it returns, and leaves behind the process that serves the mounts. A step that
@@ -82,7 +83,8 @@ the version of the kernel.
   settle-timeout   how long devices may take (default 120s)
   read-timeout     how long a read waits for a store (default 90s)
   prefetch         pack (the boot pack beside the manifest; where there is none,
-                   plan), plan (what the devices' modaliases ask for), or none
+                   plan), plan (what the devices' modaliases ask for), both with
+                   what a module needs when it begins to be read, or none
                    (default pack)
   coldplug         auto, udev, own or none (default auto)
   load             list of modules to load in the end
@@ -205,6 +207,8 @@ type machine struct {
 	log     *slog.Logger
 	fetcher *origin.Fetcher
 	class   string // before drivers have found more devices
+	// unfollow ends the loading for devices that appear.
+	unfollow func()
 
 	mu     sync.Mutex
 	mounts map[string]*bootMount // by kind
@@ -212,7 +216,7 @@ type machine struct {
 
 // run boots, and serves until the context ends or nothing is mounted any more.
 func (m *machine) run(ctx context.Context, h *herald) (err error) {
-	m.mounts, m.class = map[string]*bootMount{}, class()
+	m.mounts, m.class, m.unfollow = map[string]*bootMount{}, class(), func() {}
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetcher.Fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
 		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load,
@@ -224,6 +228,7 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
+		m.unfollow()
 		err = errors.Join(err, b.Close())
 	}()
 	if err := b.Run(ctx); err != nil {
@@ -305,7 +310,7 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 		return nil, err
 	}
 	k := &bootMount{opened: o, log: m.log, url: m.placeOf(kind)}
-	k.fetcher = prefetch.New(o.tree, &prefetch.Options{Closure: kind == boot.Modules, Firmware: declaredTo{m}, Record: m.config.Record != ""})
+	k.fetcher = prefetch.New(o.tree, &prefetch.Options{Closure: kind == boot.Modules && m.config.Prefetch != "none", Firmware: declaredTo{m}, Record: m.config.Record != ""})
 	k.server, err = fusefs.Mount(ctx, dir, o.tree, &fusefs.Options{
 		FSName: origin.Shown(k.url), ReadTimeout: m.config.ReadTimeout, Watcher: k.fetcher, Logger: m.log,
 	})
@@ -446,14 +451,31 @@ func (m *machine) coldplug(ctx context.Context) (string, error) {
 	if m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev() {
 		return boot.Udev(ctx, m.config.SettleTimeout)
 	}
-	r, err := m.drivers(ctx).coldplug(ctx, m.config.SettleTimeout)
+	m.unfollow()
+	d := m.drivers(ctx)
+	r, err := d.coldplug(ctx, m.config.SettleTimeout)
 	if err != nil {
 		return "", err
 	}
+	m.follow(ctx, d, r)
 	if len(r.waiting) > 0 {
 		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
 	}
 	return r.String(), err
+}
+
+// follow has modules loaded for devices that appear later, until unfollow.
+func (m *machine) follow(ctx context.Context, d *driverLoading, r *coldplugResult) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.follow(ctx, r)
+	}()
+	m.unfollow = func() {
+		cancel()
+		<-done
+	}
 }
 
 func (m *machine) load(ctx context.Context, names []string) error {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"overmount/boot"
 	"overmount/coldplug"
 	"overmount/kmod"
 	"overmount/modload"
@@ -42,9 +43,10 @@ and sets no rights: that is udev's work.
 It ends with 3 if a module could not be loaded, or some were still on their way
 after --settle.
 
-With --json, one object for each module: module, milliseconds, and error if it
-failed; and in the end one with loaded, failed, waiting, devices (with a modalias that
-some module is for), bound (those that have a driver), seconds.
+With --json, one object for each module: module, milliseconds, and error if it was not
+loaded; and in the end one with loaded, declined (they found that nothing here is for
+them), failed, waiting, devices (with a modalias that some module is for), bound (those
+that have a driver), seconds.
 
 ` + exitCodes,
 		Example: "  overmount coldplug\n  overmount coldplug --settle 30s --json",
@@ -92,24 +94,34 @@ type driverLoading struct {
 
 // coldplugResult says what came of it.
 type coldplugResult struct {
+	planner        *coldplug.Planner
+	loader         *modload.Loader
 	results        []modload.Result
 	waiting        []string
 	devices, bound int
 	took           time.Duration
 }
 
-func (r *coldplugResult) failed() (failed []modload.Result) {
+// split says how many modules were loaded, how many found nothing here that they are
+// for, and which failed.
+func (r *coldplugResult) split() (loaded, declined int, failed []modload.Result) {
 	for _, m := range r.results {
-		if m.Err != nil {
+		switch {
+		case m.Err == nil:
+			loaded++
+		case m.Declined():
+			declined++
+		default:
 			failed = append(failed, m)
 		}
 	}
-	return failed
+	return loaded, declined, failed
 }
 
 func (r *coldplugResult) String() string {
-	return fmt.Sprintf("%d modules loaded, %d failed, %d waiting; %d of %d devices have a driver",
-		len(r.results)-len(r.failed()), len(r.failed()), len(r.waiting), r.bound, r.devices)
+	loaded, declined, failed := r.split()
+	return fmt.Sprintf("%d modules loaded, %d not needed, %d failed, %d waiting; %d of %d devices have a driver",
+		loaded, declined, len(failed), len(r.waiting), r.bound, r.devices)
 }
 
 // config reads modprobe.d and the kernel command line of this machine.
@@ -155,17 +167,46 @@ func (d *driverLoading) coldplug(ctx context.Context, settle time.Duration) (*co
 	if err != nil {
 		return nil, err
 	}
-	within, cancel := context.WithTimeout(ctx, settle)
-	defer cancel()
 	l := modload.New(d.dir, tree, &modload.Options{Parallel: d.parallel, Logger: d.log})
-	err = modload.Coldplug(within, os.DirFS("/sys"), p, l, events)
+	err = modload.Coldplug(ctx, settle, os.DirFS("/sys"), p, l, events)
 	if err != nil && (ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded)) {
 		return nil, err
 	}
-	r := &coldplugResult{results: l.Results(), waiting: l.Waiting(), took: time.Since(start)}
+	r := &coldplugResult{planner: p, loader: l, results: l.Results(), waiting: l.Waiting(), took: time.Since(start)}
 	slices.SortFunc(r.results, func(a, b modload.Result) int { return cmp.Compare(a.Module, b.Module) })
 	slices.Sort(r.waiting)
 	return r, r.countDevices(tree)
+}
+
+// follow goes on loading for devices that appear, after a coldplug.
+func (d *driverLoading) follow(ctx context.Context, r *coldplugResult) {
+	events, err := modload.ListenUevents()
+	if err == nil {
+		defer events.Close()
+		err = modload.Follow(ctx, os.DirFS("/sys"), r.planner, r.loader, inCharge{events, d.dir})
+	}
+	if ctx.Err() == nil {
+		d.log.Info("modules for new devices are no longer loaded from here", "reason", err)
+	}
+}
+
+// inCharge listens as long as nobody else is to load modules.
+type inCharge struct {
+	*modload.Uevents
+	dir string
+}
+
+// Next waits for a device. It fails when udev's daemon runs, or when the modules have
+// gone, as they do with a change of root.
+func (c inCharge) Next(ctx context.Context) (coldplug.Device, error) {
+	device, err := c.Uevents.Next(ctx)
+	if err == nil && boot.HasUdev() {
+		err = errors.New("udev does it")
+	}
+	if err == nil {
+		_, err = os.Stat(filepath.Join(c.dir, "modules.dep"))
+	}
+	return device, err
 }
 
 // unknownFacts is for who loads and needs no sizes.
@@ -195,7 +236,7 @@ func (r *coldplugResult) countDevices(tree *kmod.Tree) error {
 }
 
 func (a *app) coldplugged(r *coldplugResult) error {
-	failed := r.failed()
+	loaded, declined, failed := r.split()
 	if a.json {
 		enc := json.NewEncoder(a.Stdout)
 		for _, m := range r.results {
@@ -208,7 +249,7 @@ func (a *app) coldplugged(r *coldplugResult) error {
 			}
 		}
 		err := enc.Encode(map[string]any{
-			"loaded": len(r.results) - len(failed), "failed": len(failed), "waiting": r.waiting,
+			"loaded": loaded, "declined": declined, "failed": len(failed), "waiting": r.waiting,
 			"devices": r.devices, "bound": r.bound, "seconds": r.took.Seconds(),
 		})
 		if err != nil {

@@ -19,24 +19,29 @@ import (
 	_ "overmount/internal/cli"
 	"overmount/manifest"
 	"overmount/pack"
+	"overmount/signature"
 	"overmount/store"
 	"overmount/store/storetest"
 	"overmount/test/vm"
 )
 
-// A host is what the guest finds on the network: a web server with two manifests
-// and their objects, which takes the guest's report, counts, and fails as told.
+// A host is what the guest finds on the network: a web server with two manifests,
+// signed, and their objects, which takes the guest's reports, counts, and fails as
+// told.
 type host struct {
 	t      *testing.T
 	dir    string // of the files at the top of the server
 	server *storetest.HTTPServer
 	addr   string // where the guest reaches the server, as 127.0.0.1:80
 
+	key               signature.PrivateKey
 	modules, firmware *manifest.Manifest
 	packed            pack.Summary // of the modules
 
 	mu     sync.Mutex
-	report vm.Report
+	began  int               // how many requests there had been
+	posts  map[string][]byte // from the guest
+	asked  map[string]int    // how many requests there had been by then
 	faults map[block.ID]storetest.HTTPFault
 }
 
@@ -44,7 +49,8 @@ type host struct {
 // a guest that is so far away.
 func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
 	t.Helper()
-	h := &host{t: t, dir: t.TempDir(), faults: map[block.ID]storetest.HTTPFault{}}
+	h := &host{t: t, dir: t.TempDir()}
+	h.begin()
 	objects := store.NewDir(filepath.Join(h.dir, "objects"))
 	h.server = storetest.NewHTTPServer(t, store.Sharded, objects, &storetest.HTTPOptions{Base: "/objects", Missing: h.other})
 	h.server.Always(h.answer)
@@ -56,12 +62,26 @@ func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.modules, h.packed = h.pack(objects, "modules.fl", src.FS, &pack.Options{
+	if h.key, err = signature.GenerateKey(); err != nil {
+		t.Fatal(err)
+	}
+	h.modules, h.packed = h.pack(objects, "modules-"+src.Kver+".fl", src.FS, &pack.Options{
 		Codec: block.Zstd, Inline: pack.IsModuleIndex, Modules: src.Modules,
 		Tags: map[string]string{manifest.TagKind: "modules", manifest.TagKver: src.Kver},
 	})
 	h.firmware, _ = h.pack(objects, "firmware.fl", pack.Dir(firmware), &pack.Options{Codec: block.Zstd, Tags: map[string]string{manifest.TagKind: "firmware"}})
 	return h
+}
+
+// begin forgets what the guests before have asked for and said, and makes the server
+// work.
+func (h *host) begin() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.server != nil {
+		h.began = len(h.server.Requests())
+	}
+	h.posts, h.asked, h.faults = map[string][]byte{}, map[string]int{}, map[block.ID]storetest.HTTPFault{}
 }
 
 // url is the address of the server for the guest.
@@ -82,7 +102,25 @@ func (h *host) pack(objects store.Writer, name string, src fs.FS, o *pack.Option
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	h.sign(file, m)
 	return m, sum
+}
+
+// serial is that of all signatures.
+const serial = 3
+
+func (h *host) sign(file string, m *manifest.Manifest) {
+	h.t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	claims := signature.Claims{Kind: m.Tag(manifest.TagKind), Kver: m.Tag(manifest.TagKver), Serial: serial}
+	sig, err := signature.Sign(h.key, bytes.NewReader(data), claims)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	vm.WriteFile(h.t, file+signature.Suffix, sig)
 }
 
 // answer answers requests for objects, and hands on all others.
@@ -100,25 +138,45 @@ func (h *host) answer(w http.ResponseWriter, r *http.Request, id block.ID, objec
 	}
 }
 
-// other serves the manifests and takes the report.
+// other serves the manifests, and takes what the guest posts.
 func (h *host) other(w http.ResponseWriter, r *http.Request, _ block.ID, _ []byte) {
-	if r.Method == http.MethodPost && r.URL.Path == "/report" {
-		body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-		if err != nil {
-			h.t.Error(err)
-			return
-		}
-		report, err := vm.ReadReport(bytes.NewReader(body))
-		if err != nil {
-			h.t.Error(err)
-		}
-		h.t.Logf("the guest's report:\n%s", body)
-		h.mu.Lock()
-		h.report = report
-		h.mu.Unlock()
+	if r.Method != http.MethodPost {
+		http.ServeFileFS(w, r, os.DirFS(h.dir), strings.TrimPrefix(r.URL.Path, "/"))
 		return
 	}
-	http.ServeFileFS(w, r, os.DirFS(h.dir), strings.TrimPrefix(r.URL.Path, "/"))
+	body, err := io.ReadAll(io.LimitReader(r.Body, 1<<20))
+	if err != nil {
+		h.t.Error(err)
+		return
+	}
+	asked := len(h.server.Requests())
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.posts[strings.TrimPrefix(r.URL.Path, "/")] = body
+	h.asked[strings.TrimPrefix(r.URL.Path, "/")] = asked
+}
+
+// post returns what the guest has posted under a name.
+func (h *host) post(name string) []byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.posts[name]
+}
+
+// requests returns what the guest has asked for.
+func (h *host) requests() []storetest.HTTPRequest {
+	h.mu.Lock()
+	began := h.began
+	h.mu.Unlock()
+	return h.server.Requests()[began:]
+}
+
+// requestsUntil returns what the guest had asked for when it posted under a name.
+func (h *host) requestsUntil(name string) []storetest.HTTPRequest {
+	h.mu.Lock()
+	began, end := h.began, h.asked[name]
+	h.mu.Unlock()
+	return h.server.Requests()[began:max(began, end)]
 }
 
 // fail makes the answers for the objects of a module fail.
@@ -157,9 +215,12 @@ func (h *host) objects(m *manifest.Manifest, file string) []block.ID {
 }
 
 // fetched returns how often each object was asked for.
-func (h *host) fetched() map[block.ID]int {
+func (h *host) fetched() map[block.ID]int { return objectsOf(h.requests()) }
+
+// objectsOf returns how often requests were for each object.
+func objectsOf(requests []storetest.HTTPRequest) map[block.ID]int {
 	n := map[block.ID]int{}
-	for _, r := range h.server.Requests() {
+	for _, r := range requests {
 		if id, err := block.ParseID(r.Path[strings.LastIndex(r.Path, "/")+1:]); err == nil {
 			n[id]++
 		}
@@ -167,9 +228,15 @@ func (h *host) fetched() map[block.ID]int {
 	return n
 }
 
+// manifest is the name of the manifest of modules.
+func (h *host) manifest() string { return "modules-" + h.modules.Tag(manifest.TagKver) + ".fl" }
+
 // known returns the names of all that the server has.
 func (h *host) known() map[string]bool {
-	names := map[string]bool{"modules.fl": true, "firmware.fl": true, "report": true}
+	names := map[string]bool{"booted": true, "capture": true, "later": true, "report": true}
+	for _, name := range []string{h.manifest(), "firmware.fl"} {
+		names[name], names[name+signature.Suffix] = true, true
+	}
 	for _, m := range []*manifest.Manifest{h.modules, h.firmware} {
 		for _, b := range m.AllBlocks() {
 			names[b.ID.String()] = true

@@ -1,6 +1,8 @@
 #!/bin/sh
-# What a guest of the tests does once its image has brought it onto the network. It
-# is process 1. The kernel's command line says where the host is, lab.server=URL,
+# What a guest of the tests does. As /sbin/init it comes after the image's own /init
+# has run "overmount boot"; as /etc/overmount/start it comes before that, as soon as
+# the image has brought the machine onto the network, and does it itself, with udev.
+# It is process 1. The kernel's command line says where the host is, lab.server=URL,
 # and what is to be done, lab.do=PHASE,PHASE...; the answers go to the host as lines
 # of a word and a value.
 #
@@ -39,32 +41,28 @@ await() {
 	done
 }
 
+# post WORD FILE sends a file to the host.
+post() { wget -q -O /dev/null --post-file "$2" "$(param lab.server)/$1"; }
+
 finish() {
 	dmesg | grep -i -E 'firmware|overmount|fuse' | tail -n 40 | sed 's/^/dmesg /' >>$report
-	sed 's/^/log /' /run/*.log 2>/dev/null | tail -n 60 >>$report
+	sed 's/^/log /' /run/overmount/boot.log | tail -n 100 >>$report
 	mark finished
-	wget -q -O /dev/null --post-file $report "$(param lab.server)/report" || cat $report
+	post report $report || cat $report
 	sync
 	poweroff -f
 }
 
-# ---------------------------------------------------------------------------
-# What "overmount boot" does: both mounts, then udev's coldplug.
-
-mount_both() {
-	server=$(param lab.server)
-	try mount-modules overmount mount -d -l /run/modules.log -c /run/cache/modules -m "$server/modules.fl" "$modules"
-	try mount-firmware overmount mount -d -l /run/firmware.log -c /run/cache/firmware -m "$server/firmware.fl" $firmware
+# boot_with_udev is what the system does whose way up has udev. Before it, the host
+# gets what the kernel says of the devices that stage 1 has found.
+boot_with_udev() {
+	say "before $(count)"
+	overmount plan --capture /run/capture
+	post capture /run/capture
+	event=$(param lab.event)
+	udevd --daemon --children-max=64 --event-timeout="${event:-120}"
+	try boot overmount boot
 }
-
-coldplug() {
-	udevd --daemon --children-max=64 --event-timeout="${1:-120}"
-	udevadm control --reload
-	udevadm trigger --type=subsystems --action=add
-	udevadm trigger --type=devices --action=add
-	try settle udevadm settle --timeout="$2"
-}
-# ---------------------------------------------------------------------------
 
 bound() {
 	for device in /sys/bus/pci/devices/*; do
@@ -113,13 +111,20 @@ plug_in() {
 	try hotplug await 20 sh -c 'dmesg | grep -q ath3k'
 }
 
+# disks reports whether the disks have come up: the one behind a controller, and the
+# one on USB, which takes a second longer than everything else.
+disks() { [ "$(find /sys/block -name 'sd*' | wc -l)" = 2 ]; }
+
 main_phase() {
-	say "before $(count)"
-	mount_both
+	try ready test -e /run/overmount/ready
+	say "report $(overmount report --json)"
+	mark booted
+	post booted /run/overmount/report.json
 	say "after $(count)"
-	mark mounted
-	coldplug "$(param lab.event)" 120
-	mark settled
+	try disks await 20 disks
+	say "block $(ls /sys/block | tr '\n' ' ')"
+	overmount plan --capture /run/capture
+	post later /run/capture
 	open_cards
 	test_firmware
 	plug_in
@@ -127,6 +132,14 @@ main_phase() {
 	bound
 	for pid in $(pidof overmount); do say "ticks $(cut -d ' ' -f 14,15 "/proc/$pid/stat") $(sed -n 's/^VmHWM:[ \t]*//p' "/proc/$pid/status")"; done
 	mark main
+}
+
+# alone_phase comes after a boot without a server, which the host brings back then.
+alone_phase() {
+	say "alone $(overmount report --json)"
+	say "alone-after $(count)"
+	mark alone
+	try company await 90 sh -c '! grep -q pending /run/overmount/report.json'
 }
 
 # load_phase loads a module that no device asks for, whose bytes the host spoils or
@@ -148,7 +161,7 @@ switch_phase() {
 	for dir in bin sbin dev proc sys run lib/firmware "lib/modules/$kver"; do mkdir -p "$root/$dir"; done
 	cp -a /bin/busybox $root/bin/
 	chroot $root /bin/busybox --install -s /bin
-	cp /etc/overmount/start $root/sbin/init
+	cp /sbin/init $root/sbin/init
 	for dir in "lib/modules/$kver" lib/firmware dev proc sys run; do mount --move "/$dir" "$root/$dir"; done
 	exec switch_root $root /sbin/init switched
 }
@@ -156,6 +169,7 @@ switch_phase() {
 switched_phase() {
 	try switched-module modprobe "$(param lab.late)"
 	request labtest/late.bin
+	request labtest/stage1.bin
 	mark switched
 }
 
@@ -164,8 +178,10 @@ if [ "$1" = switched ]; then
 	finish
 fi
 mark online
+if [ "$0" != /sbin/init ]; then boot_with_udev; fi
 for phase in $(param lab.do | tr , ' '); do
 	case $phase in
+	alone) alone_phase ;;
 	main) main_phase ;;
 	spoiled | held | cut) load_phase "$phase" ;;
 	switch) switch_phase ;;
