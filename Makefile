@@ -10,7 +10,7 @@ FULL_FUZZTIME ?= 2m
 
 # What the tests and the demo run beside our own programs.
 TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux \
-	nginx curl openssl qemu-system-x86 udev cpio
+	nginx curl openssl qemu-system-x86 udev cpio gnupg gpgv
 ifneq ($(shell id -u),0)
 TOOLS += fuse3
 endif
@@ -22,10 +22,11 @@ RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli|test/vm)$$
 # The environment of tests that work on the modules of real kernels, and compare
 # with kmod: beside this host's architecture those of KERNEL_ARCHS.
 KERNEL_ARCHS := s390x
+FIRMWARE_DEBS :=
 KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)" \
 	OVERMOUNT_TEST_KERNELS="$$(for arch in $(KERNEL_ARCHS); do scripts/kernel-tree --arch $$arch || exit; done | paste -sd :)" \
 	OVERMOUNT_TEST_KMOD30="$$(scripts/kmod-of bookworm)" OVERMOUNT_TEST_KMOD34="$$(scripts/kmod-of trixie)" \
-	OVERMOUNT_TEST_VERSITYGW="$$(scripts/versitygw)"
+	OVERMOUNT_TEST_VERSITYGW="$$(scripts/versitygw)" OVERMOUNT_TEST_DEBS="$$(scripts/firmware-debs $(FIRMWARE_DEBS))"
 
 .PHONY: help
 help: ## list the targets
@@ -53,6 +54,7 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64
+test-full: FIRMWARE_DEBS := --all
 test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)" OVERMOUNT_TEST_LONG=1
 test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
 	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m $$($(GO) list ./... | grep -v '/test/vm$$')

@@ -26,20 +26,28 @@
 //	         gc                objects that no manifest names
 //	         origin            manifests from where they are published, and kept
 //	         coldplug          what the hardware of a machine needs
+//	         sysroot           modules and firmware in the tree of a system
 //	         store/httpstore   a store behind HTTP
+//	         internal/webdir   files below a URL
 //	         store/s3store     a store in an S3 bucket
 //	         store/storetest   the tests of every store, and servers that fail
 //	floor 1  manifest          the .fl file: create, open, edit
 //	         store             interfaces, directory, memory, wrappers
 //	         depmod            the indexes of a tree of kernel modules
+//	         deb               Debian's packages and repositories, as a tree
+//	         apk               Alpine's repositories and packages, as a tree
 //	         firmware          where the kernel finds a firmware file
 //	         signature         who made a manifest, of what, and which is newer
 //	         kmod/kmodtest     kernel modules made for tests
 //	         internal/httpclient  requests whose every wait has a limit
 //	floor 0  block             one block: seal, open, codecs
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
+//	         archive           the files of packages, unpacked, as a tree
+//	         apk/apktest       packages and repositories of Alpine, made for tests
+//	         deb/debtest       packages and repositories of Debian, made for tests
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/cpio        archives that the kernel unpacks
+//	         internal/decompress  gzip, xz, zstd and LZ4 of strangers, as streams
 //	         internal/flight      work that those who want it share
 //	         internal/mounts      what is mounted where
 //	         internal/notify      telling the service manager

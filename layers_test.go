@@ -19,13 +19,15 @@ var floors = map[string]int{
 
 	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "modload": 3, "initramfs": 3, "prefetch": 3, "gateway": 3,
 
-	"tree": 2, "tree/treetest": 2, "bootpack": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2,
+	"tree": 2, "tree/treetest": 2, "bootpack": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2, "sysroot": 2, "internal/webdir": 2,
 	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
 
 	"manifest": 1, "store": 1, "depmod": 1, "signature": 1, "firmware": 1, "kmod/kmodtest": 1, "internal/httpclient": 1,
+	"apk": 1, "deb": 1,
 
-	"block": 0, "kmod": 0, "apk": 0, "deb": 0, "internal/atomicfile": 0, "internal/flight": 0,
+	"block": 0, "kmod": 0, "archive": 0, "internal/atomicfile": 0, "internal/flight": 0,
 	"internal/cpio": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/testenv": 0,
+	"internal/decompress": 0, "apk/apktest": 0, "deb/debtest": 0,
 
 	"bench": roof, "contrib": roof, "test/vm": roof, ".": roof,
 }
@@ -35,7 +37,7 @@ const roof = 6
 
 // A test may import what lies on its own floor, too; and these, which are made
 // for tests.
-var forTests = []string{"store/storetest", "tree/treetest", "kmod/kmodtest", "internal/testenv"}
+var forTests = []string{"store/storetest", "tree/treetest", "kmod/kmodtest", "apk/apktest", "deb/debtest", "internal/testenv"}
 
 func TestLayers(t *testing.T) {
 	for _, dir := range packages(t) {

@@ -20,6 +20,7 @@ import (
 	"overmount/manifest"
 	"overmount/pack"
 	"overmount/signature"
+	"overmount/sysroot"
 )
 
 type packFlags struct {
@@ -30,6 +31,8 @@ type packFlags struct {
 	codec        string
 	exclude      []string
 	depmod       packDepmod
+	packages     packageFlags
+	keepPacked   bool // firmware as it is compressed
 	sign         signFlags
 }
 
@@ -43,8 +46,8 @@ type packDepmod struct {
 func (a *app) packCommand() *cobra.Command {
 	var f packFlags
 	cmd := &cobra.Command{
-		Use:   "pack -m OUT.fl -s STORE [-s STORE]... SOURCE",
-		Short: "Pack a directory: content to stores, the tree to a manifest",
+		Use:   "pack -m OUT.fl -s STORE [-s STORE]... SOURCE...",
+		Short: "Pack a directory, or packages: content to stores, the tree to a manifest",
 		Long: `Pack reads the directory SOURCE, puts its content as encrypted objects into each
 STORE, and then writes the manifest. A manifest that exists is replaced when
 all went well, and not touched otherwise.
@@ -61,15 +64,20 @@ beside them, and as new as these; otherwise pack says what is wrong, and
 the index files itself, so that modprobe needs no store to know what to load,
 and notes what the modules say of themselves.
 
+` + packagesHelp + `
+
 With --sign, the signature is written to OUT.fl.minisig, as "overmount sign" does.
 Who changes the manifest afterwards, also its stores, has to sign again.
 
 ` + exitCodes,
 		Example: `  overmount pack -m modules.fl -s dir:///srv/objects --kind modules /lib/modules/6.1.0-56-amd64
   overmount pack -m modules.fl -s dir:///srv/objects --kind modules --depmod unpacked/lib/modules/6.1.0-56-amd64
+  overmount pack -m modules.fl -s dir:///srv/objects --kind modules --deb linux-image-6.1.0-56-amd64_6.1.192-1_amd64.deb
+  overmount pack -m firmware.fl -s dir:///srv/objects --kind firmware --lock firmware.lock \
+      --apk-repo https://mirror.example.com/alpine/v3.22/main --apk-key keys 'linux-firmware*'
   overmount pack -m tree.fl -s 00-7f=dir:///a -s 80-ff=dir:///b --exclude '*.o' /some/tree`,
-		Args: args(1, 1, "SOURCE, the directory to pack"),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.pack(cmd, &f, args[0]) },
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error { return a.pack(cmd, &f, args) },
 	}
 	metaFlag(cmd, &f.meta, "manifest `FILE` to write")
 	flags := cmd.Flags()
@@ -82,12 +90,20 @@ Who changes the manifest afterwards, also its stores, has to sign again.
 	flags.StringArrayVar(&f.depmod.config, "depmod-config", nil, "configuration of depmod, `FILE` or directory, can be repeated (default: depmod.d beside the SOURCE, not this host's)")
 	flags.StringVar(&f.codec, "codec", "zstd", "compression: zstd, or snappy, which rfs can read")
 	flags.StringArrayVar(&f.exclude, "exclude", nil, "leave out what `GLOB` matches, by name or, with a slash in it, by path; can be repeated")
+	flags.BoolVar(&f.keepPacked, "keep-compressed", false, "with --kind firmware: leave .zst and .xz files as they are")
+	f.packages.add(cmd)
 	f.sign.optional(cmd)
 	a.jsonFlag(cmd)
 	return cmd
 }
 
-func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
+func (a *app) pack(cmd *cobra.Command, f *packFlags, sources []string) error {
+	if err := f.packages.check(cmd, sources); err != nil {
+		return err
+	}
+	if f.packages.dryRun {
+		return a.listPackages(cmd.Context(), &f.packages, sources)
+	}
 	opts, err := a.packOptions(cmd, f)
 	if err != nil {
 		return err
@@ -106,13 +122,13 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 		a.warnPasswords()
 	}
 	opts.Routes = routes
-	if info, err := os.Stat(source); err != nil {
-		return fmt.Errorf("pack: %w", err)
-	} else if !info.IsDir() {
-		return fmt.Errorf("pack %s: it is not a directory", source)
-	}
 	start := time.Now()
-	tree, err := a.packSource(cmd, f, source, opts)
+	src, err := a.openSource(cmd, f, sources)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	tree, err := a.packSource(cmd, f, src, opts)
 	if err != nil {
 		return err
 	}
@@ -124,6 +140,11 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, source string) error {
 		return err
 	}
 	took := time.Since(start)
+	if f.packages.lock != "" {
+		if err := writeLock(f.packages.lock, src.list); err != nil {
+			return err
+		}
+	}
 	var claims signature.Claims
 	if f.sign.key != "" {
 		if claims, err = a.signFile(cmd.Context(), &f.sign, key); err != nil {
@@ -163,7 +184,10 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	default:
 		return nil, usagef(cmd, "--kind %q: want modules, firmware or tree", f.kind)
 	}
-	if f.depmod.layout != "" && !f.depmod.run {
+	if f.keepPacked && f.kind != "firmware" {
+		return nil, usagef(cmd, "--keep-compressed is for --kind firmware")
+	}
+	if f.depmod.layout != "" && !f.depmod.run && !f.packages.given() {
 		return nil, usagef(cmd, "--layout is for --depmod")
 	}
 	if f.kver != "" {
@@ -181,41 +205,96 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	return opts, nil
 }
 
-// packSource returns the tree to pack, and completes the options where its kind
-// asks for more.
-func (a *app) packSource(cmd *cobra.Command, f *packFlags, source string, opts *pack.Options) (fs.FS, error) {
-	if f.kind != "modules" {
-		return pack.Dir(source), nil
+// A packSource is what is packed.
+type packSource struct {
+	fs.FS
+	name string          // for people
+	dir  string          // empty for packages
+	list []lockedPackage // of packages
+	done func() error
+}
+
+// close frees what packages take. Nothing that was packed depends on it.
+func (s *packSource) close() {
+	if s.done != nil {
+		_ = s.done()
 	}
-	layout, err := kmod.ParseLayout(f.depmod.layout)
-	if err != nil {
-		return nil, usagef(cmd, "--layout: %w", err)
+}
+
+// openSource opens the directory or the packages to pack.
+func (a *app) openSource(cmd *cobra.Command, f *packFlags, sources []string) (*packSource, error) {
+	if f.packages.given() {
+		u, err := a.unpackPackages(cmd.Context(), &f.packages, sources)
+		if err != nil {
+			return nil, fmt.Errorf("pack: %w", err)
+		}
+		return &packSource{FS: u.FS, name: f.packages.String(), list: u.list, done: u.close}, nil
+	}
+	source := sources[0]
+	if info, err := os.Stat(source); err != nil {
+		return nil, fmt.Errorf("pack: %w", err)
+	} else if !info.IsDir() {
+		return nil, fmt.Errorf("pack %s: it is not a directory", source)
 	}
 	dir, err := filepath.Abs(source)
 	if err != nil {
 		return nil, err
 	}
-	config, err := depmodConfig(dir, f.depmod.config)
+	return &packSource{FS: pack.Dir(dir), name: source, dir: dir}, nil
+}
+
+// packSource returns the tree to pack, and completes the options where its kind
+// asks for more.
+func (a *app) packSource(cmd *cobra.Command, f *packFlags, src *packSource, opts *pack.Options) (fs.FS, error) {
+	switch f.kind {
+	case "modules":
+		return a.packModules(cmd, f, src, opts)
+	case "firmware":
+		t, err := sysroot.Firmware(cmd.Context(), src.FS, &sysroot.FirmwareOptions{KeepCompressed: f.keepPacked})
+		if err != nil {
+			return nil, fmt.Errorf("pack %s: %w", src.name, err)
+		}
+		for _, found := range t.Findings {
+			a.warn([]string{found.String()})
+		}
+		return t, nil
+	}
+	return src.FS, nil
+}
+
+func (a *app) packModules(cmd *cobra.Command, f *packFlags, src *packSource, opts *pack.Options) (fs.FS, error) {
+	layout, err := kmod.ParseLayout(f.depmod.layout)
 	if err != nil {
-		return nil, err
+		return nil, usagef(cmd, "--layout: %w", err)
+	}
+	tree, kver, makes := src.FS, filepath.Base(src.dir), f.depmod.run
+	config := &depmod.Config{}
+	if src.dir != "" {
+		config, err = depmodConfig(src.dir, f.depmod.config)
+	} else {
+		makes = true // packages have none: their scripts make them
+		tree, kver, err = sysroot.Modules(src.FS, f.kver)
+	}
+	if err == nil && src.dir == "" && len(f.depmod.config) > 0 {
+		config, err = depmod.ReadConfig("/", f.depmod.config...)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pack %s: %w", src.name, err)
 	}
 	// What is left out must not be in the indexes.
-	src, err := pack.Excluding(pack.Dir(dir), opts.Exclude)
-	if err != nil {
+	if tree, err = pack.Excluding(tree, opts.Exclude); err != nil {
 		return nil, err
 	}
-	t, err := pack.PrepareModules(cmd.Context(), src, pack.ModulesOptions{
-		Kver: f.kver, Name: filepath.Base(dir), Depmod: f.depmod.run, Layout: layout, Config: config, Newest: opts.Newest,
+	t, err := pack.PrepareModules(cmd.Context(), tree, pack.ModulesOptions{
+		Kver: f.kver, Name: kver, Depmod: makes, Layout: layout, Config: config, Newest: opts.Newest,
 	})
 	if wrong, ok := errors.AsType[*pack.MetadataError](err); ok {
-		return nil, fmt.Errorf("pack %s: %w\nRun depmod on it, or let --depmod make them on the way", source, wrong)
+		return nil, fmt.Errorf("pack %s: %w\nRun depmod on it, or let --depmod make them on the way", src.name, wrong)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pack %s: %w", source, err)
+		return nil, fmt.Errorf("pack %s: %w", src.name, err)
 	}
-	for _, w := range t.Warnings {
-		fmt.Fprintf(a.Stderr, "overmount: warning: %s\n", w)
-	}
+	a.warn(t.Warnings)
 	opts.Tags[manifest.TagKver] = t.Kver
 	opts.Inline, opts.Modules = pack.IsModuleIndex, t.Modules
 	return t.FS, nil

@@ -1,0 +1,257 @@
+package apk
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"overmount/archive"
+)
+
+// A Repository is packages with their index.
+type Repository struct {
+	Index *Index
+
+	opener Opener
+	keys   Keys
+	dir    string // where index and packages are; empty or an architecture
+}
+
+const indexName = "APKINDEX.tar.gz"
+
+// Open reads the index of a repository: that of the architecture, or, if there is
+// no such directory, that in the place itself. The architecture is Alpine's name
+// for it, or empty.
+//
+// It fails with ErrUntrusted for an index that none of the keys has signed, and
+// with ErrV3 for a repository that has only an index of the third version.
+func Open(ctx context.Context, o Opener, keys Keys, arch string) (*Repository, error) {
+	if arch != "" && checkWord("architecture", arch) != nil {
+		return nil, checkWord("architecture", arch)
+	}
+	if len(keys) == 0 {
+		return nil, errors.New("no key is given, without which nothing in the repository can be trusted; Alpine's are in /etc/apk/keys of an Alpine system, in the package alpine-keys and at https://alpinelinux.org/keys/")
+	}
+	dirs := []string{arch, ""}
+	if arch == "" {
+		dirs = dirs[1:]
+	}
+	for _, dir := range dirs {
+		r := &Repository{opener: o, keys: keys, dir: dir}
+		err := r.open(ctx)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("index %s: %w", r.path(indexName), err)
+		}
+		return r, nil
+	}
+	for _, dir := range dirs {
+		name := path.Join(dir, "Packages.adb")
+		if f, err := o.Open(ctx, name); err == nil {
+			f.Close()
+			return nil, fmt.Errorf("index %s: %w", name, ErrV3)
+		}
+	}
+	return nil, fmt.Errorf("there is no repository: neither %s nor %s is there: %w", path.Join(arch, indexName), indexName, fs.ErrNotExist)
+}
+
+func (r *Repository) path(name string) string { return path.Join(r.dir, name) }
+
+func (r *Repository) open(ctx context.Context) error {
+	return persist(ctx, func() (bool, error) {
+		return through(ctx, r.opener, r.path(indexName), func(f io.Reader) (err error) {
+			r.Index, err = ReadIndex(f, r.keys)
+			return err
+		})
+	})
+}
+
+// Options are the options of unpacking. Nil and zero mean the defaults.
+type Options struct {
+	Spool archive.Options // where the content is meanwhile, and what is kept
+	// Parallel is how many packages are fetched and unpacked at a time. The
+	// default is the number of processors, but at least 4.
+	Parallel int
+	// Done, if set, is told of each package that is unpacked, one at a time, in no
+	// certain order.
+	Done func(Unpacked)
+}
+
+// A Tree is the files of packages. It is to be closed.
+type Tree struct {
+	*archive.Tree
+	Packages []Unpacked // in the order in which they were asked for
+
+	spool *archive.Spool
+}
+
+// Close frees what the content takes.
+func (t *Tree) Close() error { return t.spool.Close() }
+
+// Unpack fetches packages of the index and unpacks them to one tree. It returns
+// when all is verified.
+//
+// If two packages have the same path, "replaces" decides; without it, files that
+// differ are an [*archive.ConflictError]. Other errors name the package.
+func (r *Repository) Unpack(ctx context.Context, packages []*Package, o *Options) (*Tree, error) {
+	jobs := make([]job, len(packages))
+	for i, p := range packages {
+		jobs[i] = job{file: r.path(p.String() + ".apk"), owner: p.String(), want: want{p, r.keys}}
+	}
+	return unpack(ctx, r.opener, jobs, o)
+}
+
+// UnpackFiles does the same with single packages, which must be signed by one of
+// the keys.
+func UnpackFiles(ctx context.Context, opener Opener, files []string, keys Keys, o *Options) (*Tree, error) {
+	jobs := make([]job, len(files))
+	for i, file := range files {
+		jobs[i] = job{file: file, owner: file, want: want{nil, keys}}
+	}
+	return unpack(ctx, opener, jobs, o)
+}
+
+// A job is a package to be unpacked.
+type job struct {
+	file, owner string
+	want        want
+	out         *archive.Package
+}
+
+func unpack(ctx context.Context, opener Opener, jobs []job, o *Options) (*Tree, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	spool, err := archive.NewSpool(&o.Spool)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tree{spool: spool, Packages: make([]Unpacked, len(jobs))}
+	if err := t.fill(ctx, opener, jobs, o); err != nil {
+		spool.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (t *Tree) fill(ctx context.Context, opener Opener, jobs []job, o *Options) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(cmp.Or(o.Parallel, max(4, runtime.GOMAXPROCS(0))))
+	var mu sync.Mutex
+	outs := make([]*archive.Package, len(jobs))
+	for i, j := range jobs {
+		outs[i] = t.spool.Package(j.owner)
+		j.out = outs[i]
+		g.Go(func() error {
+			u, err := j.fetch(ctx, opener)
+			if err != nil {
+				return fmt.Errorf("package %s: %w", j.file, err)
+			}
+			t.Packages[i] = *u
+			mu.Lock()
+			defer mu.Unlock()
+			if o.Done != nil {
+				o.Done(*u)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	infos := map[string]*Info{}
+	for i, j := range jobs {
+		infos[j.owner] = &t.Packages[i].Info
+	}
+	var err error
+	t.Tree, err = t.spool.Tree(outs, func(winner, loser string) bool { return infos[winner].replaces(infos[loser]) })
+	return err
+}
+
+// A file is fetched again if the way to it fails, not if it is wrong.
+const (
+	fetchTries = 3
+	fetchPause = time.Second
+)
+
+// persist calls once until it succeeds, or will not come right.
+func persist(ctx context.Context, once func() (again bool, err error)) error {
+	for try := 1; ; try++ {
+		again, err := once()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !again || try == fetchTries {
+			return err
+		}
+		select {
+		case <-time.After(time.Duration(try) * fetchPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (j *job) fetch(ctx context.Context, opener Opener) (u *Unpacked, err error) {
+	err = persist(ctx, func() (bool, error) {
+		j.out.Discard()
+		return through(ctx, opener, j.file, func(r io.Reader) (err error) {
+			u, err = j.want.read(r, j.out)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	u.File = j.file
+	return u, nil
+}
+
+// through opens a file and has it read. With an error, again says whether it may
+// come right the next time.
+func through(ctx context.Context, opener Opener, name string, read func(io.Reader) error) (again bool, err error) {
+	f, err := opener.Open(ctx, name)
+	if err != nil {
+		return !errors.Is(err, fs.ErrNotExist), err
+	}
+	defer f.Close()
+	way := &noted{read: func(p []byte) (int, error) {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		return f.Read(p)
+	}}
+	err = read(way)
+	if way.err != nil {
+		return true, way.err
+	}
+	return false, err
+}
+
+// A noted is a reader that keeps its error.
+type noted struct {
+	read func([]byte) (int, error)
+	err  error
+}
+
+func (n *noted) Read(p []byte) (int, error) {
+	got, err := n.read(p)
+	if err != nil && !errors.Is(err, io.EOF) {
+		n.err = err
+	}
+	return got, err
+}

@@ -1,0 +1,220 @@
+// Package debtest makes Debian packages and repositories for tests, good ones and
+// others.
+package debtest
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/md5"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
+)
+
+// When is the time of modification of all files.
+var When = time.Date(2023, 2, 10, 12, 0, 0, 0, time.UTC)
+
+// Tar returns an archive with the entries. What an entry lacks gets a value:
+// directories end in a slash, symlinks have a Linkname, the rest is regular, with
+// Content of that name.
+func Tar(tb testing.TB, entries ...Entry) []byte {
+	tb.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		h := e.header()
+		if err := w.WriteHeader(h); err != nil {
+			tb.Fatal(err)
+		}
+		if h.Typeflag == tar.TypeReg {
+			w.Write([]byte(e.Content))
+		}
+	}
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// An Entry is one of a tar archive.
+type Entry struct {
+	Name, Content, Link string
+	Mode                int64
+	Type                byte
+}
+
+func (e Entry) header() *tar.Header {
+	h := &tar.Header{Name: e.Name, Linkname: e.Link, Mode: e.Mode, Typeflag: e.Type, ModTime: When, Format: tar.FormatGNU}
+	mode := int64(0o644)
+	switch {
+	case h.Typeflag != 0:
+	case strings.HasSuffix(e.Name, "/"):
+		h.Typeflag, mode = tar.TypeDir, 0o755
+	case e.Link != "":
+		h.Typeflag, mode = tar.TypeSymlink, 0o777
+	default:
+		h.Typeflag = tar.TypeReg
+	}
+	if h.Mode == 0 {
+		h.Mode = mode
+	}
+	if h.Typeflag == tar.TypeReg {
+		h.Size = int64(len(e.Content))
+	}
+	return h
+}
+
+// Compress compresses data in the way that a suffix stands for: .gz, .xz, .zst or
+// none.
+func Compress(tb testing.TB, suffix string, data []byte) []byte {
+	tb.Helper()
+	var b bytes.Buffer
+	var w interface {
+		Write([]byte) (int, error)
+		Close() error
+	}
+	var err error
+	switch suffix {
+	case "":
+		return data
+	case ".gz":
+		w = gzip.NewWriter(&b)
+	case ".xz":
+		w, err = xz.NewWriter(&b)
+	case ".zst":
+		w, err = zstd.NewWriter(&b)
+	default:
+		tb.Fatalf("there is no compression called %q", suffix)
+	}
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w.Write(data)
+	if err := w.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// A Member is one of an archive of ar.
+type Member struct {
+	Name string
+	Data []byte
+}
+
+// Ar returns an archive of ar.
+func Ar(members ...Member) []byte {
+	b := bytes.NewBufferString("!<arch>\n")
+	for _, m := range members {
+		fmt.Fprintf(b, "%-16s%-12d%-6d%-6d%-8o%-10d`\n", m.Name, When.Unix(), 0, 0, 0o100644, len(m.Data))
+		b.Write(m.Data)
+		if len(m.Data)%2 != 0 {
+			b.WriteByte('\n')
+		}
+	}
+	return b.Bytes()
+}
+
+// A Package is one to be made.
+type Package struct {
+	Name, Version, Arch string // empty: test, 1.0, all
+	Fields              string // further ones of control, whole lines
+	Suffix              string // of control.tar and data.tar
+	Files               []Entry
+	Sums                string // md5sums; empty means the right ones
+}
+
+// Members returns the members of the package.
+func (p Package) Members(tb testing.TB) []Member {
+	tb.Helper()
+	p = p.withDefaults()
+	control := Tar(tb, Entry{Name: "./"}, Entry{Name: "./control", Content: p.Control()},
+		Entry{Name: "./postinst", Content: "#!/bin/sh\nexit 1\n", Mode: 0o755}, Entry{Name: "./md5sums", Content: p.Sums})
+	return []Member{
+		{"debian-binary", []byte("2.0\n")},
+		{"control.tar" + p.Suffix, Compress(tb, p.Suffix, control)},
+		{"data.tar" + p.Suffix, Compress(tb, p.Suffix, Tar(tb, p.Files...))},
+	}
+}
+
+func (p Package) withDefaults() Package {
+	for _, f := range []struct {
+		field *string
+		value string
+	}{{&p.Name, "test"}, {&p.Version, "1.0"}, {&p.Arch, "all"}, {&p.Sums, p.sums()}} {
+		if *f.field == "" {
+			*f.field = f.value
+		}
+	}
+	return p
+}
+
+func (p Package) sums() string {
+	var b strings.Builder
+	for _, e := range p.Files {
+		if e.header().Typeflag == tar.TypeReg {
+			fmt.Fprintf(&b, "%x  %s\n", md5.Sum([]byte(e.Content)), strings.TrimPrefix(e.Name, "./"))
+		}
+	}
+	return b.String()
+}
+
+// Control returns the fields of the package.
+func (p Package) Control() string {
+	p = p.withDefaults()
+	return fmt.Sprintf("Package: %s\nVersion: %s\nArchitecture: %s\n%sDescription: made for tests\n of more than a line\n .\n", p.Name, p.Version, p.Arch, p.Fields)
+}
+
+// Bytes returns the file of the package.
+func (p Package) Bytes(tb testing.TB) []byte {
+	tb.Helper()
+	return Ar(p.Members(tb)...)
+}
+
+// File returns the name of the file of the package.
+func (p Package) File() string {
+	p = p.withDefaults()
+	return fmt.Sprintf("%s_%s_%s.deb", p.Name, strings.ReplaceAll(p.Version, ":", "%3a"), p.Arch)
+}
+
+// A Repository is one to be made.
+type Repository struct {
+	Suite, Arch string // the only suite and architecture; its component is main
+	Fields      string // further ones of Release, whole lines
+	Suffix      string // of the index
+	Packages    []Package
+	// Sign returns a text clear-signed.
+	Sign func(text []byte) []byte
+}
+
+// Files returns the files of the repository by path.
+func (r Repository) Files(tb testing.TB) map[string][]byte {
+	tb.Helper()
+	files := map[string][]byte{}
+	var index strings.Builder
+	for _, p := range r.Packages {
+		name, data := "pool/main/"+p.File(), p.Bytes(tb)
+		files[name] = data
+		fmt.Fprintf(&index, "%sFilename: %s\nSize: %d\nSHA256: %x\n\n", p.Control(), name, len(data), sha256.Sum256(data))
+	}
+	plain := "main/binary-" + r.Arch + "/Packages"
+	listed := map[string][]byte{plain: []byte(index.String())}
+	listed[plain+r.Suffix] = Compress(tb, r.Suffix, []byte(index.String()))
+	var release strings.Builder
+	fmt.Fprintf(&release, "Origin: test\nSuite: stable\nCodename: %s\nArchitectures: all %s\nComponents: main\n%sSHA256:\n", r.Suite, r.Arch, r.Fields)
+	for _, name := range slices.Sorted(maps.Keys(listed)) {
+		fmt.Fprintf(&release, " %x %d %s\n", sha256.Sum256(listed[name]), len(listed[name]), name)
+	}
+	dir := "dists/" + r.Suite + "/"
+	files[dir+plain+r.Suffix] = listed[plain+r.Suffix]
+	files[dir+"InRelease"] = r.Sign([]byte(release.String()))
+	return files
+}

@@ -1,0 +1,314 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"overmount/apk"
+	"overmount/archive"
+	"overmount/deb"
+	"overmount/internal/httpclient"
+	"overmount/internal/webdir"
+)
+
+// packageFlags say which packages of a distribution to pack, in place of a
+// directory.
+type packageFlags struct {
+	apkRepo, apkArch string
+	apkKeys          []string
+	apks, debs       []string
+	lock             string
+	dryRun           bool
+}
+
+// apkKeysDir is where Alpine has the keys that it trusts.
+const apkKeysDir = "/etc/apk/keys"
+
+const packagesHelp = `In place of a directory, SOURCE can be packages of a distribution. They are unpacked
+without a container, without root, and without running anything of them; their
+content lies in one unnamed temporary file meanwhile (TMPDIR, or /var/tmp).
+
+  --apk-repo PLACE GLOB...   packages of an Alpine repository, a URL or directory,
+                             by name, with those of the same source package that they
+                             depend on; GLOB with ! before it takes away
+  --apk FILE...              single packages of Alpine
+  --deb FILE...              single packages of Debian
+
+Alpine's are trusted because --apk-key has signed them. Debian's packages have no
+signature of their own: what apt-get download fetched, apt has checked, and --lock
+notes it. With --lock FILE, name, version, SHA-256 and size of each package are
+written to FILE when there is none, and if there is, anything else is refused.
+
+With --kind modules, the modules are those in lib/modules/KVER of the packages, and
+depmod is run on the way. With --kind firmware, also for a directory, lib/firmware and
+usr/lib/firmware are one; files called NAME.zst and NAME.xz are stored plain as NAME,
+which every kernel finds, unless --keep-compressed is given; and symlinks that leave
+the tree are resolved.`
+
+func (f *packageFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.apkRepo, "apk-repo", "", "Alpine repository, a `URL` or directory; SOURCE are names of packages, or globs")
+	flags.StringVar(&f.apkArch, "apk-arch", apk.Arch(runtime.GOARCH), "`architecture` of --apk-repo, as Alpine calls it")
+	flags.StringArrayVar(&f.apkKeys, "apk-key", nil, "public key, or directory of such, that must have signed, a `FILE` called as Alpine calls it; can be repeated (default "+apkKeysDir+", if it is there)")
+	flags.StringArrayVar(&f.apks, "apk", nil, "package of Alpine to pack, a `FILE`; can be repeated, and SOURCE are more of them")
+	flags.StringArrayVar(&f.debs, "deb", nil, "package of Debian to pack, a `FILE`; can be repeated, and SOURCE are more of them")
+	flags.StringVar(&f.lock, "lock", "", "`FILE` that says which packages these must be; made if it is not there")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "list the packages, and pack nothing")
+}
+
+// given reports whether packages are to be packed.
+func (f *packageFlags) given() bool { return f.apkRepo != "" || len(f.apks)+len(f.debs) > 0 }
+
+func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
+	kinds := 0
+	for _, given := range []bool{f.apkRepo != "", len(f.apks) > 0, len(f.debs) > 0} {
+		if given {
+			kinds++
+		}
+	}
+	switch {
+	case kinds > 1:
+		return usagef(cmd, "--apk-repo, --apk and --deb do not go together: pack them one after the other, or unpack them to one directory")
+	case kinds == 0 && (f.lock != "" || f.dryRun || f.apkKeys != nil):
+		return usagef(cmd, "--lock, --dry-run and --apk-key are for packages: --apk-repo, --apk or --deb")
+	case kinds == 0 && len(sources) == 0:
+		return usagef(cmd, "missing argument: SOURCE, the directory to pack")
+	case kinds == 0 && len(sources) > 1:
+		return usagef(cmd, "unexpected argument %q; flags that take a value need = or a space before it", sources[1])
+	case f.apkRepo != "" && len(sources) == 0:
+		return usagef(cmd, "missing argument: names of packages, or globs such as 'linux-firmware*'")
+	}
+	return nil
+}
+
+// unpackedPackages are the files of packages. It is to be closed.
+type unpackedPackages struct {
+	fs.FS
+	list  []lockedPackage
+	close func() error
+}
+
+// unpackPackages fetches and unpacks the packages, verifies them, and compares them with
+// the lock.
+func (a *app) unpackPackages(ctx context.Context, f *packageFlags, sources []string) (*unpackedPackages, error) {
+	var u *unpackedPackages
+	var err error
+	switch {
+	case f.apkRepo != "":
+		u, err = a.unpackRepo(ctx, f, sources)
+	case len(f.apks) > 0:
+		u, err = a.unpackApks(ctx, f, append(slices.Clip(f.apks), sources...))
+	default:
+		u, err = a.unpackDebs(ctx, append(slices.Clip(f.debs), sources...))
+	}
+	if conflict, ok := errors.AsType[*archive.ConflictError](err); ok {
+		return nil, fmt.Errorf("packages have different files at one path: %w", conflict)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if f.lock != "" {
+		if err := checkLock(f.lock, u.list); err != nil {
+			return nil, errors.Join(err, u.close())
+		}
+	}
+	return u, nil
+}
+
+// keys reads the keys that Alpine's packages must be signed with.
+func (f *packageFlags) keys() (apk.Keys, error) {
+	files := f.apkKeys
+	if _, err := os.Stat(apkKeysDir); len(files) == 0 && err == nil {
+		files = []string{apkKeysDir}
+	}
+	if len(files) == 0 {
+		return nil, errors.New("no key says whom to trust: give Alpine's with --apk-key, which are in its package alpine-keys and at " +
+			"https://alpinelinux.org/keys/, under the names that they have there")
+	}
+	all := apk.Keys{}
+	for _, file := range files {
+		some, err := apk.LoadKeys(file)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, some)
+	}
+	return all, nil
+}
+
+// opener opens a repository at a URL or in a directory.
+func (a *app) opener(place string) (o apk.Opener, done func(), err error) {
+	if !isURL(place) {
+		return apk.Dir(place), func() {}, nil
+	}
+	var opts httpclient.Options
+	auth, err := a.httpAuth()
+	if err != nil {
+		return nil, nil, err
+	}
+	if auth != nil {
+		opts.Wrap = auth.Transport
+	}
+	dir, err := webdir.New(place, opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	return dir, dir.Close, nil
+}
+
+// openRepo opens a repository of Alpine and selects packages.
+func (a *app) openRepo(ctx context.Context, f *packageFlags, globs []string) (*apk.Repository, *apk.Selection, func(), error) {
+	keys, err := f.keys()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	opener, done, err := a.opener(f.apkRepo)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	repo, err := apk.Open(ctx, opener, keys, f.apkArch)
+	if err != nil {
+		done()
+		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.apkRepo), err)
+	}
+	sel, err := repo.Index.Select(globs...)
+	if err != nil {
+		done()
+		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.apkRepo), err)
+	}
+	return repo, sel, done, nil
+}
+
+func (a *app) unpackRepo(ctx context.Context, f *packageFlags, globs []string) (*unpackedPackages, error) {
+	repo, sel, done, err := a.openRepo(ctx, f, globs)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	bar := a.progress("unpacking")
+	defer bar.finish()
+	n := 0
+	tree, err := repo.Unpack(ctx, sel.Packages, &apk.Options{Done: func(apk.Unpacked) {
+		n++
+		bar.count(n, len(sel.Packages))
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("repository %s: %w", shown(f.apkRepo), err)
+	}
+	return apkTree(tree), nil
+}
+
+func apkTree(tree *apk.Tree) *unpackedPackages {
+	u := &unpackedPackages{FS: tree, close: tree.Close}
+	for _, p := range tree.Packages {
+		u.list = append(u.list, lockedPackage{p.Name, p.Version, hex.EncodeToString(p.SHA256[:]), p.Size})
+	}
+	return u
+}
+
+func (a *app) unpackApks(ctx context.Context, f *packageFlags, files []string) (*unpackedPackages, error) {
+	keys, err := f.keys()
+	if err != nil {
+		return nil, err
+	}
+	tree, err := apk.UnpackFiles(ctx, filesOpener{}, files, keys, nil)
+	if err != nil {
+		return nil, err
+	}
+	return apkTree(tree), nil
+}
+
+// filesOpener opens files by the paths that a user has given.
+type filesOpener struct{}
+
+func (filesOpener) Open(_ context.Context, name string) (io.ReadCloser, error) { return os.Open(name) }
+
+func (a *app) unpackDebs(ctx context.Context, files []string) (*unpackedPackages, error) {
+	spool, err := archive.NewSpool(nil)
+	if err != nil {
+		return nil, err
+	}
+	var inputs []deb.Input
+	for _, file := range files {
+		inputs = append(inputs, deb.File(file))
+	}
+	tree, found, err := deb.Unpack(ctx, spool, inputs, nil)
+	if err != nil {
+		return nil, errors.Join(err, spool.Close())
+	}
+	u := &unpackedPackages{FS: tree, close: spool.Close}
+	for _, p := range found {
+		u.list = append(u.list, lockedPackage{p.Package, p.Version, p.SHA256, p.Size})
+	}
+	return u, nil
+}
+
+// listPackages is --dry-run. Of a repository, nothing but the index is fetched.
+func (a *app) listPackages(ctx context.Context, f *packageFlags, sources []string) error {
+	var list []lockedPackage
+	if f.apkRepo != "" {
+		_, sel, done, err := a.openRepo(ctx, f, sources)
+		if err != nil {
+			return err
+		}
+		defer done()
+		for _, p := range sel.Packages {
+			list = append(list, lockedPackage{Name: p.Name, Version: p.Version, Size: p.Size})
+		}
+	} else {
+		u, err := a.unpackPackages(ctx, f, sources)
+		if err != nil {
+			return err
+		}
+		defer u.close()
+		list = u.list
+	}
+	var total int64
+	for _, p := range list {
+		total += p.Size
+	}
+	if a.json {
+		enc := json.NewEncoder(a.Stdout)
+		for _, p := range list {
+			if err := enc.Encode(p); err != nil {
+				return err
+			}
+		}
+		return enc.Encode(map[string]any{"packages": len(list), "bytes": total})
+	}
+	w := tabwriter.NewWriter(a.Stdout, 0, 0, 2, ' ', 0)
+	for _, p := range list {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Name, p.Version, humanBytes(p.Size))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(a.Stdout, "%d packages, %s\n", len(list), humanBytes(total))
+	return err
+}
+
+// packageSource is what packages are called in messages.
+func (f *packageFlags) String() string {
+	switch {
+	case f.apkRepo != "":
+		return shown(f.apkRepo)
+	case len(f.apks) > 0:
+		return filepath.Base(f.apks[0])
+	case len(f.debs) > 0:
+		return filepath.Base(f.debs[0])
+	}
+	return ""
+}
