@@ -55,10 +55,11 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64
 test-full: FIRMWARE_DEBS := --all
-test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)" OVERMOUNT_TEST_LONG=1
+test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)"
 test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
 	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m $$($(GO) list ./... | grep -v '/test/vm$$')
 	$(KERNEL) OVERMOUNT_TEST_VM=all CGO_ENABLED=0 $(GO) test -count=1 -timeout 30m ./test/vm
+	$(KERNEL) OVERMOUNT_TEST_LONG=1 CGO_ENABLED=0 $(GO) test -count=1 -run 'Outage|Real' ./internal/cli ./store/httpstore ./deb
 	$(MAKE) test FUZZTIME=$(FULL_FUZZTIME) KERNEL_ARCHS="$(KERNEL_ARCHS)"
 
 .PHONY: fuzz

@@ -339,12 +339,17 @@ func TestKilledPublish(t *testing.T) {
 		cmd := exec.Command("overmount", c.args...)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
+		process := make(chan *os.Process, 1)
 		c.reset(t, e, c.oldFiles, at, func(_ http.ResponseWriter, r *http.Request, _ http.HandlerFunc) {
-			cmd.Process.Kill()
+			(<-process).Kill()
 			<-r.Context().Done()
 			panic(http.ErrAbortHandler)
 		})
-		err := cmd.Run()
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		process <- cmd.Process
+		err := cmd.Wait()
 		p.said.Write(out.Bytes())
 		if err == nil {
 			if at < 15 {
