@@ -5,7 +5,7 @@
 
 GO := scripts/go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-FUZZTIME ?= 10s
+FUZZTIME ?= 5s
 FULL_FUZZTIME ?= 2m
 
 # What the tests and the demo run beside our own programs.
@@ -42,7 +42,7 @@ demo: tools build ## pack, serve, mount and use a real kernel's modules, and sho
 	@modules=$$(scripts/kernel-tree --modules) && exec bin/demo bin/overmount "$$modules"
 
 .PHONY: test
-test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (10s)
+test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (5s)
 	@echo '== tests with the race detector'
 	env -u REQUIRE_TOOLS CGO_ENABLED=1 $(GO) test -race $$($(GO) list ./... | grep -v -E '$(RACE_SKIP)')
 	@echo '== the mount on one processor'
@@ -70,6 +70,15 @@ fuzz: tools-go ## run the fuzz targets for FUZZTIME each
 bench: tools ## run the benchmarks
 	$(KERNEL) CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -timeout 60m ./...
 
+# BOOTS is how many boots of each kind.
+BOOTS ?= 1
+.PHONY: bench-boot
+bench-boot: tools tools-boot ## time boots of a virtual machine, over lines of several lengths (20 minutes)
+	@mkdir -p bin
+	$(KERNEL) REQUIRE_TOOLS=1 CGO_ENABLED=0 OVERMOUNT_BENCH_BOOT=$(BOOTS) OVERMOUNT_BENCH_OUT="$(CURDIR)/bin" \
+		$(GO) test -count=1 -timeout 6h -run '^TestBootTimes$$' ./test/vm
+	@cat bin/bench-boot.md
+
 .PHONY: lint
 lint: tools-go ## gofmt, go vet, and golangci-lint
 	scripts/lint
@@ -78,10 +87,12 @@ lint: tools-go ## gofmt, go vet, and golangci-lint
 clean: ## remove what was built here
 	rm -rf bin .cache
 
-.PHONY: tools tools-go tools-race
+.PHONY: tools tools-go tools-race tools-boot
 tools:
 	@scripts/install-tools $(TOOLS)
 tools-go:
 	@scripts/install-tools go ca-certificates
 tools-race:
 	@scripts/install-tools $(RACE_TOOLS)
+tools-boot:
+	@scripts/install-tools iproute2

@@ -61,9 +61,9 @@ type Config struct {
 	// and 90 seconds.
 	NetworkWait, SettleTimeout, ReadTimeout time.Duration
 
-	// Prefetch is pack (the boot pack that lies beside the manifest, or plan where
-	// there is none), plan (what this machine's devices will ask for), both with what
-	// a module needs when it begins to be read, or none. The default is pack.
+	// Prefetch is pack (the boot pack that lies beside the manifest; where there is
+	// none, and udev loads the drivers, plan), plan (what this machine's devices
+	// will ask for), or none, which also means no closures. The default is pack.
 	Prefetch string
 	// Coldplug is who loads drivers: udev, own, none, or auto: udev if its daemon
 	// runs, else own. The default is auto.

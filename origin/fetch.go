@@ -77,8 +77,8 @@ func (f *Fetcher) Fetch(ctx context.Context, place, dir string, t Trust) (Copy, 
 
 func (f *Fetcher) fetch(ctx context.Context, place, dir string, t Trust) (Copy, error) {
 	if !IsURL(place) {
-		c, err := t.check(ctx, place, readSignature(place))
-		return Copy{place, Local, c}, err
+		m, c, err := t.check(ctx, place, readSignature(place))
+		return Copy{place, Local, c, m}, err
 	}
 	name, err := Name(place)
 	if err != nil {
@@ -113,8 +113,8 @@ type download struct {
 }
 
 func (d *download) run(ctx context.Context) (Copy, error) {
-	if c, err := d.t.check(ctx, d.file, readSignature(d.file)); err == nil {
-		d.kept = &Copy{d.file, Unchanged, c}
+	if m, c, err := d.t.check(ctx, d.file, readSignature(d.file)); err == nil {
+		d.kept = &Copy{d.file, Unchanged, c, m}
 		d.t.MinSerial = max(d.t.MinSerial, c.Serial)
 	}
 	if d.t.Key != nil {
@@ -153,7 +153,7 @@ func (d *download) signature(ctx context.Context) error {
 // signed reports, with nil, that the signature that just came is that of the
 // manifest that was kept. It is noted beside it: its serial may be a new one.
 func (d *download) signed() error {
-	c, err := d.t.check(context.Background(), d.file, func() ([]byte, error) { return d.sig, nil })
+	_, c, err := d.t.check(context.Background(), d.file, func() ([]byte, error) { return d.sig, nil })
 	if err != nil {
 		return err
 	}
@@ -184,11 +184,11 @@ func (d *download) manifest(ctx context.Context) (Copy, error) {
 	if err := d.body(out, resp); err != nil {
 		return Copy{}, err
 	}
-	c, err := d.t.check(ctx, out.Name(), func() ([]byte, error) { return d.sig, nil })
+	m, c, err := d.t.check(ctx, out.Name(), func() ([]byte, error) { return d.sig, nil })
 	if err != nil {
 		return Copy{}, err
 	}
-	return Copy{d.file, Fetched, c}, d.keep(out)
+	return Copy{d.file, Fetched, c, m}, d.keep(out)
 }
 
 // keep puts the manifest and what goes with it in place. The tag goes first and

@@ -61,6 +61,8 @@ type Copy struct {
 	Path   string
 	State  State
 	Claims signature.Claims // zero without a key
+	// Manifest is what was checked, so that nobody has to open Path again.
+	Manifest *manifest.Manifest
 }
 
 // IsURL reports whether a place is fetched.
@@ -114,11 +116,11 @@ func Shown(place string) string {
 // ErrRefused if it may not be used.
 func Open(ctx context.Context, dir, name string, t Trust) (Copy, error) {
 	file := filepath.Join(dir, name)
-	c, err := t.check(ctx, file, readSignature(file))
+	m, c, err := t.check(ctx, file, readSignature(file))
 	if err != nil {
 		return Copy{}, fmt.Errorf("manifest %s: %w", file, err)
 	}
-	return Copy{Path: file, State: Kept, Claims: c}, nil
+	return Copy{file, Kept, c, m}, nil
 }
 
 func readSignature(file string) func() ([]byte, error) {
@@ -136,22 +138,21 @@ func readSignature(file string) func() ([]byte, error) {
 }
 
 // check reads the manifest in a file, and says whether it may be used.
-func (t Trust) check(ctx context.Context, file string, sig func() ([]byte, error)) (c signature.Claims, err error) {
+func (t Trust) check(ctx context.Context, file string, sig func() ([]byte, error)) (m *manifest.Manifest, c signature.Claims, err error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return c, err
+		return nil, c, err
 	}
 	defer f.Close()
 	if t.Key != nil {
 		if c, err = t.verify(f, sig); err != nil {
-			return c, err
+			return nil, c, err
 		}
 	}
-	m, err := manifest.Open(ctx, file)
-	if err != nil {
-		return c, err
+	if m, err = manifest.Open(ctx, file); err != nil {
+		return nil, c, err
 	}
-	return c, t.wanted(m, c)
+	return m, c, t.wanted(m, c)
 }
 
 // verify checks the signature alone.

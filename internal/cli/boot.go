@@ -212,13 +212,17 @@ type machine struct {
 
 	mu     sync.Mutex
 	mounts map[string]*bootMount // by kind
+	early  map[string]*earlyPack // the same
+	// manifests are those that were checked and are not mounted yet, by their file.
+	manifests map[string]*manifest.Manifest
 }
 
 // run boots, and serves until the context ends or nothing is mounted any more.
 func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	m.mounts, m.class, m.unfollow = map[string]*bootMount{}, class(), func() {}
+	m.early, m.manifests = map[string]*earlyPack{}, map[string]*manifest.Manifest{}
 	b, err := boot.New(m.config, boot.Actions{
-		Fetch: m.fetcher.Fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
+		Fetch: m.fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
 		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load,
 	}, m.log)
 	if err != nil {
@@ -295,9 +299,45 @@ func (k *bootMount) Unmount() error {
 	return errors.Join(unmount(k.server, k.log), k.close())
 }
 
+// fetch fetches a manifest, and, from then on, the boot pack that lies beside it.
+func (m *machine) fetch(ctx context.Context, place, dir string, t origin.Trust) (origin.Copy, error) {
+	if m.config.Prefetch == "pack" && origin.IsURL(place) {
+		m.expectPack(ctx, place, t)
+	}
+	c, err := m.fetcher.Fetch(ctx, place, dir, t)
+	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.manifests[c.Path] = c.Manifest
+	}
+	return c, err
+}
+
+// open opens a manifest, unless it was to check it.
+func (m *machine) open(ctx context.Context, file string) (*manifest.Manifest, error) {
+	m.mu.Lock()
+	checked := m.manifests[file]
+	delete(m.manifests, file)
+	m.mu.Unlock()
+	if checked != nil {
+		return checked, nil
+	}
+	return manifest.Open(ctx, file)
+}
+
+// expectPack begins to fetch a boot pack, if that is not under way. It fails before
+// the network is there, as fetching the manifest does, and is tried with that again.
+func (m *machine) expectPack(ctx context.Context, place string, t origin.Trust) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.early[t.Kind]; e == nil || e.failed() {
+		m.early[t.Kind] = beginPack(context.WithoutCancel(ctx), place, t.Kver, m.class)
+	}
+}
+
 // mount mounts a manifest.
 func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mounted, error) {
-	man, err := manifest.Open(ctx, file)
+	man, err := m.open(ctx, file)
 	if err != nil {
 		return nil, err
 	}
@@ -362,8 +402,13 @@ func (m *machine) prefetch(ctx context.Context) (string, error) {
 		}
 	}
 	k := m.mounted(boot.Modules)
-	if k == nil {
+	switch {
+	case k == nil:
 		return "no modules", nil
+	case m.config.Prefetch == "pack" && !m.byUdev():
+		// Our own coldplug asks for many modules at a time, and a second plan
+		// beside its own made it slower: 7.2 s instead of 6.4 over a line of 80 ms.
+		return "no boot pack", nil
 	}
 	plan, err := m.plan(ctx, k)
 	if err != nil {
@@ -398,8 +443,7 @@ func (m *machine) packs(ctx context.Context) int {
 	for i, kind := range []string{boot.Modules, boot.Firmware} {
 		if k := m.mounted(kind); k != nil && origin.IsURL(k.url) {
 			done.Go(func() {
-				f := warmFlags{pack: "auto", class: m.class}
-				blocks[i] = f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
+				blocks[i] = m.pack(ctx, kind, k)
 			})
 		}
 	}
@@ -416,6 +460,29 @@ func (m *machine) packs(ctx context.Context) int {
 	case <-ctx.Done():
 		return 0
 	}
+}
+
+// pack takes the boot pack of a mount, and returns how many blocks it had.
+func (m *machine) pack(ctx context.Context, kind string, k *bootMount) int {
+	m.mu.Lock()
+	early := m.early[kind]
+	delete(m.early, kind)
+	m.mu.Unlock()
+	if early == nil || early.failed() {
+		f := warmFlags{pack: "auto", class: m.class}
+		return f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
+	}
+	blocks, err := k.fetcher.Pack(ctx, early.spool)
+	file, fetchErr := early.end()
+	switch {
+	case err == nil:
+		m.log.Info("the boot pack is in", "pack", shown(file), "blocks", blocks)
+	case errors.Is(fetchErr, fs.ErrNotExist):
+		m.log.Debug("there is no boot pack", "pack", shown(file))
+	default:
+		m.log.Warn("the boot pack is of no further use", "pack", shown(file), "blocks", blocks, "err", err)
+	}
+	return blocks
 }
 
 // plan says what this machine's devices will ask for. It reads nothing from the
@@ -447,8 +514,13 @@ func (m *machine) drivers(ctx context.Context) *driverLoading {
 	return d
 }
 
+// byUdev reports whether udev loads the drivers.
+func (m *machine) byUdev() bool {
+	return m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev()
+}
+
 func (m *machine) coldplug(ctx context.Context) (string, error) {
-	if m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev() {
+	if m.byUdev() {
 		return boot.Udev(ctx, m.config.SettleTimeout)
 	}
 	m.unfollow()

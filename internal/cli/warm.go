@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -93,10 +92,7 @@ func (f *warmFlags) warm(ctx context.Context, meta, kver string, p *prefetch.Pre
 func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, log *slog.Logger) int {
 	files := []string{f.pack}
 	if f.pack == "auto" {
-		files = nil
-		for _, class := range slices.Compact([]string{f.class, bootpack.AnyClass}) {
-			files = append(files, beside(meta, bootpack.Name(baseName(meta), kver, class)))
-		}
+		files = packsOf(meta, kver, f.class)
 	}
 	for _, file := range files {
 		blocks, err := takePack(ctx, file, p)

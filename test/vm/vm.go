@@ -18,6 +18,7 @@ package vm
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -51,6 +52,14 @@ type Options struct {
 	Memory int           // MiB; 0 means 512
 	CPUs   int           // 0 means 2
 	Limit  time.Duration // after which the machine is ended; 0 means 180 s
+
+	// Counted has the clock of the guest count instructions, one a nanosecond,
+	// whatever else the host does meanwhile. Then there is one processor.
+	Counted bool
+	// Processor is QEMU's name of it; empty means a plain one.
+	Processor string
+	// Files are open in QEMU, the first as descriptor 4.
+	Files []*os.File
 }
 
 // A Device is something that QEMU puts into a machine, and what a kernel is to make
@@ -109,7 +118,7 @@ func Start(tb testing.TB, o Options) *VM {
 	}
 	v.cmd = exec.Command(testenv.Tool(tb, "qemu-system-x86_64"), o.args()...)
 	mine, its := socketPair(tb)
-	v.cmd.ExtraFiles = []*os.File{its}
+	v.cmd.ExtraFiles = append([]*os.File{its}, o.Files...)
 	// A test that is killed, or runs out of time, cleans nothing up.
 	v.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, in, err := os.Pipe()
@@ -153,11 +162,18 @@ func (o *Options) args() []string {
 	if cpus == 0 {
 		cpus = 2
 	}
+	threads := "multi"
+	if o.Counted {
+		threads, cpus = "single", 1
+	}
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory),
+		"-accel", "tcg,thread=" + threads, "-cpu", cmp.Or(o.Processor, "qemu64"), "-smp", strconv.Itoa(cpus), "-m", strconv.Itoa(memory),
 		"-machine", "q35", "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control",
 		"-kernel", o.Kernel, "-initrd", o.Initrd, "-append", strings.TrimSpace(strings.Join(cmdline, " ")),
+	}
+	if o.Counted {
+		args = append(args, "-icount", "shift=0,sleep=on,align=off")
 	}
 	for _, d := range o.Devices {
 		args = append(args, d.Args...)
