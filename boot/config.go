@@ -63,7 +63,8 @@ type Config struct {
 
 	// Prefetch is pack (the boot pack that lies beside the manifest; where there is
 	// none, and udev loads the drivers, plan), plan (what this machine's devices
-	// will ask for), or none, which also means no closures. The default is pack.
+	// will ask for), or none. All but none fetch what a module needs when it begins to
+	// be read. The default is pack.
 	Prefetch string
 	// Coldplug is who loads drivers: udev, own, none, or auto: udev if its daemon
 	// runs, else own. The default is auto.
