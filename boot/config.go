@@ -69,6 +69,9 @@ type Config struct {
 	// Coldplug is who loads drivers: udev, own, none, or auto: udev if its daemon
 	// runs, else own. The default is auto.
 	Coldplug string
+	// Writable has the modules take changes, which are kept in memory; KeepLower
+	// leaves what was in both directories before visible below.
+	Writable, KeepLower bool
 	// Load names modules to load in the end, whether a device asked or not.
 	Load []string
 
@@ -96,7 +99,7 @@ func Default() *Config {
 // A setting is a field by its name.
 type setting struct {
 	name  string
-	value any // *string, *uint64, *time.Duration or *[]string
+	value any // *string, *bool, *uint64, *time.Duration or *[]string
 	oneOf []string
 }
 
@@ -121,6 +124,8 @@ func (c *Config) settings() []setting {
 		{"read-timeout", &c.ReadTimeout, nil},
 		{"prefetch", &c.Prefetch, []string{"pack", "plan", "none"}},
 		{"coldplug", &c.Coldplug, []string{"auto", "udev", "own", "none"}},
+		{"writable", &c.Writable, nil},
+		{"keep-lower", &c.KeepLower, nil},
 		{"load", &c.Load, nil},
 		{"record", &c.Record, nil},
 		{"run-dir", &c.RunDir, nil},
@@ -144,6 +149,10 @@ func (s setting) set(text string) (err error) {
 			return fmt.Errorf("%s: want one of %s, not %.40q", s.name, strings.Join(s.oneOf, ", "), text)
 		}
 		*v = text
+	case *bool:
+		if *v, err = strconv.ParseBool(text); err != nil {
+			return fmt.Errorf("%s: want true or false, not %.40q", s.name, text)
+		}
 	case *uint64:
 		if *v, err = strconv.ParseUint(text, 10, 64); err != nil {
 			return fmt.Errorf("%s: want a number, not %.40q", s.name, text)
@@ -203,6 +212,8 @@ func asText(value any) (string, error) {
 	switch v := value.(type) {
 	case string:
 		return v, nil
+	case bool:
+		return strconv.FormatBool(v), nil
 	case int64:
 		return strconv.FormatInt(v, 10), nil
 	case []any:
@@ -216,7 +227,7 @@ func asText(value any) (string, error) {
 		}
 		return strings.Join(words, ","), nil
 	}
-	return "", errors.New("want a text, a number or a list")
+	return "", errors.New("want a text, a number, a list, true or false")
 }
 
 // ReadEnv takes settings from the environment.

@@ -18,6 +18,7 @@ network-wait = "10s"
 modules-serial = 17
 load = ["8021q", "bonding"]
 coldplug = "udev"
+writable = true
 `
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -35,7 +36,7 @@ coldplug = "udev"
 	}
 	want := Default()
 	want.Base, want.NetworkWait, want.ModulesSerial, want.CacheSize = "https://web.example/c", 20*time.Second, 17, 5
-	want.Load, want.Coldplug = []string{"a", "b"}, "udev"
+	want.Load, want.Coldplug, want.Writable = []string{"a", "b"}, "udev", true
 	if diff := cmp.Diff(want, c); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)
 	}
@@ -59,6 +60,7 @@ func TestBadSettings(t *testing.T) {
 		`network-wait = "-10s"`:    "as in 60s",
 		`coldplug = "mdev"`:        "want one of",
 		`modules-serial = -1`:      "want a number",
+		`writable = "maybe"`:       "want true or false",
 		`load = [1]`:               "list of words",
 		`base = 1.5`:               "want a text",
 		`base = `:                  "line 1",

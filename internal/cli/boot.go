@@ -87,6 +87,8 @@ the version of the kernel.
                    what a module needs when it begins to be read, or none
                    (default pack)
   coldplug         auto, udev, own or none (default auto)
+  writable         true: modules take changes, in memory, as for "depmod -a"
+  keep-lower       true: what was in both directories stays visible below
   load             list of modules to load in the end
   record           directory for records of what was read, for "overmount profile"
   run-dir          directory for report, log and lock (default /run/overmount)
@@ -278,7 +280,7 @@ type bootMount struct {
 	*opened
 	log     *slog.Logger
 	url     string
-	server  *fusefs.Server
+	server  liveMount
 	fetcher *prefetch.Prefetcher
 	stop    func()
 }
@@ -341,23 +343,17 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 	if err != nil {
 		return nil, err
 	}
-	f := treeFlags{meta: file, cacheDir: m.config.Cache, cacheSize: size(m.config.CacheSize), minFree: -1, timeout: m.config.ReadTimeout}
-	if f.cacheDir == "none" {
-		f.cacheDir = ""
-	}
-	o, err := f.openContent(m.app, man, m.log)
-	if err != nil {
+	k := &bootMount{log: m.log, url: m.placeOf(kind)}
+	f := m.mountFlags(kind, file)
+	if k.opened, err = f.openContent(m.app, man, m.log); err != nil {
 		return nil, err
 	}
-	k := &bootMount{opened: o, log: m.log, url: m.placeOf(kind)}
-	k.fetcher = prefetch.New(o.tree, &prefetch.Options{Closure: kind == boot.Modules && m.config.Prefetch != "none", Firmware: declaredTo{m}, Record: m.config.Record != ""})
-	k.server, err = fusefs.Mount(ctx, dir, o.tree, &fusefs.Options{
-		FSName: origin.Shown(k.url), ReadTimeout: m.config.ReadTimeout, Watcher: k.fetcher, Logger: m.log,
-	})
-	if err != nil {
-		return nil, errors.Join(err, o.close())
+	k.fetcher = prefetch.New(k.tree, &prefetch.Options{Closure: kind == boot.Modules && m.config.Prefetch != "none", Firmware: declaredTo{m}, Record: m.config.Record != ""})
+	var kernel prefetch.PageCache
+	if k.server, kernel, err = f.mountOver(ctx, dir, k.tree, k.fetcher, m.log); err != nil {
+		return nil, errors.Join(err, k.close())
 	}
-	k.fetcher.Use(k.server)
+	k.fetcher.Use(kernel)
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	k.stop = stop
 	go k.fetcher.Run(running)
@@ -365,6 +361,17 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 	defer m.mu.Unlock()
 	m.mounts[kind] = k
 	return k, nil
+}
+
+// mountFlags are what "overmount mount" would be told.
+func (m *machine) mountFlags(kind, file string) *mountFlags {
+	f := &mountFlags{fsname: origin.Shown(m.placeOf(kind)), subtype: "overmount"}
+	f.treeFlags = treeFlags{meta: file, cacheDir: m.config.Cache, cacheSize: size(m.config.CacheSize), minFree: -1, timeout: m.config.ReadTimeout}
+	if f.cacheDir == "none" {
+		f.cacheDir = ""
+	}
+	f.layers = layerFlags{writable: m.config.Writable && kind == boot.Modules, upperSize: -1, keepLower: m.config.KeepLower, runDir: m.config.RunDir}
+	return f
 }
 
 func (m *machine) placeOf(kind string) string {
