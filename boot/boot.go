@@ -70,7 +70,7 @@ type Actions struct {
 	Prefetch func(ctx context.Context) (string, error)
 	// Coldplug has all devices announced again, and returns when they have
 	// settled, with what it did.
-	Coldplug func(ctx context.Context) (string, error)
+	Coldplug func(ctx context.Context) (Coldplugged, error)
 	// Load loads modules by name.
 	Load func(ctx context.Context, names []string) error
 }
@@ -318,11 +318,19 @@ func (b *Boot) devices(ctx context.Context) {
 		b.try("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
 	}
 	if b.c.Coldplug != none {
-		b.try("coldplug", func() (string, error) { return b.do.Coldplug(ctx) })
+		b.try("coldplug", func() (string, error) { return b.coldplug(ctx) })
 	}
 	if len(b.c.Load) > 0 {
 		b.try("load", func() (string, error) { return fmt.Sprint(b.c.Load), b.do.Load(ctx, b.c.Load) })
 	}
+}
+
+func (b *Boot) coldplug(ctx context.Context) (string, error) {
+	done, err := b.do.Coldplug(ctx)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.report.Drivers = done.Drivers
+	return done.Note, err
 }
 
 // try is step for those after which the boot goes on in any case.

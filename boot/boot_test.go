@@ -66,8 +66,10 @@ func (m *machine) actions() Actions {
 			return mounted{m, kind}, m.note("mount " + kind + " " + file)
 		},
 		Prefetch: func(context.Context) (string, error) { return "", m.note("prefetch") },
-		Coldplug: func(context.Context) (string, error) { return "", m.note("coldplug") },
-		Load:     func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
+		Coldplug: func(context.Context) (Coldplugged, error) {
+			return Coldplugged{Drivers: []Driver{{Module: "e100", Took: time.Second}}}, m.note("coldplug")
+		},
+		Load: func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
 	}
 }
 
@@ -135,7 +137,7 @@ func TestSteps(t *testing.T) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		t.Fatal(err)
 	}
-	if r.Degraded || len(r.Mounts) != 2 || r.Mounts[0].Counts["files"] != 7 {
+	if r.Degraded || len(r.Mounts) != 2 || r.Mounts[0].Counts["files"] != 7 || len(r.Drivers) != 1 || r.Drivers[0].Module != "e100" {
 		t.Errorf("report: %s", text)
 	}
 	if err := b.Close(); err != nil || m.count("unmount modules") != 1 || m.count("unmount firmware") != 1 {

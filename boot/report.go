@@ -27,7 +27,21 @@ type Report struct {
 	Degraded bool           `json:"degraded"` // a step failed, or a manifest is not from its place
 	Steps    []Step         `json:"steps"`
 	Mounts   []*MountReport `json:"mounts"`
+	Drivers  []Driver       `json:"drivers,omitempty"` // of the last coldplug, unless udev did it
 	Pending  []string       `json:"pending,omitempty"` // kinds that are not mounted, and tried again
+}
+
+// A Driver is a module that coldplug has loaded, or tried to.
+type Driver struct {
+	Module string        `json:"module"`
+	Took   time.Duration `json:"took_ns"` // with the wait for its file, and for its firmware
+	Error  string        `json:"error,omitempty"`
+}
+
+// Coldplugged is what coldplug did.
+type Coldplugged struct {
+	Note    string
+	Drivers []Driver // in the order of their names; nil if udev did it
 }
 
 // A Step is one of a boot's.
@@ -56,7 +70,7 @@ func (b *Boot) Report() Report {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.report
-	r.Steps = slices.Clone(r.Steps)
+	r.Steps, r.Drivers = slices.Clone(r.Steps), slices.Clone(r.Drivers)
 	r.Mounts = nil
 	for _, m := range b.report.Mounts {
 		now := *m

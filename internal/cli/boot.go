@@ -526,21 +526,22 @@ func (m *machine) byUdev() bool {
 	return m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev()
 }
 
-func (m *machine) coldplug(ctx context.Context) (string, error) {
+func (m *machine) coldplug(ctx context.Context) (boot.Coldplugged, error) {
 	if m.byUdev() {
-		return boot.Udev(ctx, m.config.SettleTimeout)
+		note, err := boot.Udev(ctx, m.config.SettleTimeout)
+		return boot.Coldplugged{Note: note}, err
 	}
 	m.unfollow()
 	d := m.drivers(ctx)
 	r, err := d.coldplug(ctx, m.config.SettleTimeout)
 	if err != nil {
-		return "", err
+		return boot.Coldplugged{}, err
 	}
 	m.follow(ctx, d, r)
 	if len(r.waiting) > 0 {
 		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
 	}
-	return r.String(), err
+	return boot.Coldplugged{Note: r.String(), Drivers: r.drivers()}, err
 }
 
 // follow has modules loaded for devices that appear later, until unfollow.

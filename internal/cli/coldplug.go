@@ -118,6 +118,19 @@ func (r *coldplugResult) split() (loaded, declined int, failed []modload.Result)
 	return loaded, declined, failed
 }
 
+// drivers are the modules for the report of a boot.
+func (r *coldplugResult) drivers() []boot.Driver {
+	var all []boot.Driver
+	for _, m := range r.results {
+		d := boot.Driver{Module: m.Module, Took: m.Took}
+		if m.Err != nil {
+			d.Error = m.Err.Error()
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
 func (r *coldplugResult) String() string {
 	loaded, declined, failed := r.split()
 	return fmt.Sprintf("%d modules loaded, %d not needed, %d failed, %d waiting; %d of %d devices have a driver",

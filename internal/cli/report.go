@@ -20,7 +20,8 @@ func (a *app) reportCommand() *cobra.Command {
 		Use:   "report",
 		Short: "Show how the boot of this machine went",
 		Long: `Report shows what "overmount boot" did: its steps with their times and what failed, and
-for each mount what was read and fetched until the last step ended.
+for each mount what was read and fetched until the last step ended. Of the modules
+that boot loaded itself it shows those that failed, and the slowest.
 
 With --json, the report as it is in /run/overmount/report.json, in one line.
 
@@ -80,7 +81,26 @@ func (a *app) printReport(r *boot.Report) error {
 	for _, kind := range r.Pending {
 		fmt.Fprintf(a.Stdout, "\n%s: not mounted; it is tried again\n", kind)
 	}
-	return nil
+	return a.printDrivers(r.Drivers)
+}
+
+// slowest is how many drivers are shown beside those that failed.
+const slowest = 10
+
+// printDrivers prints those that failed, and those that took longest.
+func (a *app) printDrivers(drivers []boot.Driver) error {
+	if len(drivers) == 0 {
+		return nil
+	}
+	fmt.Fprintf(a.Stdout, "\n%d modules, those that failed and the slowest:\n", len(drivers))
+	w := tabwriter.NewWriter(a.Stdout, 0, 0, 2, ' ', 0)
+	slices.SortStableFunc(drivers, func(a, b boot.Driver) int { return cmp.Compare(b.Took, a.Took) })
+	for i, d := range drivers {
+		if i < slowest || d.Error != "" {
+			fmt.Fprintf(w, "  %s\t%s\t%s\n", d.Module, seconds(d.Took), d.Error)
+		}
+	}
+	return w.Flush()
 }
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
