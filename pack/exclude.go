@@ -24,12 +24,17 @@ func Excluding(src fs.FS, patterns []string) (fs.FS, error) {
 	if len(patterns) == 0 {
 		return src, nil
 	}
-	return excluding{src, patterns}, nil
+	return excluding{src, func(name string) bool { return matches(patterns, name) }}, nil
 }
+
+// Without returns the tree src without the paths for which drop is true, and all
+// below them. As with Excluding, what is left out is not listed, but could be
+// opened.
+func Without(src fs.FS, drop func(name string) bool) fs.FS { return excluding{src, drop} }
 
 type excluding struct {
 	fs.FS
-	patterns []string
+	drop func(name string) bool
 }
 
 var (
@@ -42,11 +47,11 @@ var (
 
 func (e excluding) ReadDir(dir string) ([]fs.DirEntry, error) {
 	list, err := fs.ReadDir(e.FS, dir)
-	return slices.DeleteFunc(list, func(d fs.DirEntry) bool { return e.matches(path.Join(dir, d.Name())) }), err
+	return slices.DeleteFunc(list, func(d fs.DirEntry) bool { return e.drop(path.Join(dir, d.Name())) }), err
 }
 
-func (e excluding) matches(name string) bool {
-	for _, pattern := range e.patterns {
+func matches(patterns []string, name string) bool {
+	for _, pattern := range patterns {
 		subject := name
 		if !strings.Contains(pattern, "/") {
 			subject = path.Base(name)
@@ -70,4 +75,4 @@ func (e excluding) Xattrs(name string) ([]manifest.Xattr, error) {
 	return nil, nil
 }
 
-func (e excluding) Follow() fs.FS { return excluding{followed(e.FS), e.patterns} }
+func (e excluding) Follow() fs.FS { return excluding{followed(e.FS), e.drop} }

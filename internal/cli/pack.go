@@ -33,6 +33,7 @@ type packFlags struct {
 	depmod       packDepmod
 	packages     packageFlags
 	keepPacked   bool // firmware as it is compressed
+	forModules   string
 	sign         signFlags
 }
 
@@ -91,6 +92,7 @@ Who changes the manifest afterwards, also its stores, has to sign again.
 	flags.StringVar(&f.codec, "codec", "zstd", "compression: zstd, or snappy, which rfs can read")
 	flags.StringArrayVar(&f.exclude, "exclude", nil, "leave out what `GLOB` matches, by name or, with a slash in it, by path; can be repeated")
 	flags.BoolVar(&f.keepPacked, "keep-compressed", false, "with --kind firmware: leave .zst and .xz files as they are")
+	flags.StringVar(&f.forModules, "for-modules", "", "with --kind firmware: only what the modules of this manifest, a `FILE` or URL, declare, and what lies in the same directories")
 	f.packages.add(cmd)
 	f.sign.optional(cmd)
 	a.jsonFlag(cmd)
@@ -184,8 +186,8 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	default:
 		return nil, usagef(cmd, "--kind %q: want modules, firmware or tree", f.kind)
 	}
-	if f.keepPacked && f.kind != "firmware" {
-		return nil, usagef(cmd, "--keep-compressed is for --kind firmware")
+	if (f.keepPacked || f.forModules != "") && f.kind != "firmware" {
+		return nil, usagef(cmd, "--keep-compressed and --for-modules are for --kind firmware")
 	}
 	if f.depmod.layout != "" && !f.depmod.run && !f.packages.given() {
 		return nil, usagef(cmd, "--layout is for --depmod")
@@ -256,6 +258,9 @@ func (a *app) packSource(cmd *cobra.Command, f *packFlags, src *packSource, opts
 		}
 		for _, found := range t.Findings {
 			a.warn([]string{found.String()})
+		}
+		if f.forModules != "" {
+			return a.firmwareFor(cmd.Context(), t, f.forModules)
 		}
 		return t, nil
 	}

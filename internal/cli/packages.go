@@ -27,15 +27,21 @@ import (
 // packageFlags say which packages of a distribution to pack, in place of a
 // directory.
 type packageFlags struct {
-	apkRepo, apkArch string
-	apkKeys          []string
-	apks, debs       []string
-	lock             string
-	dryRun           bool
+	apkRepo, apkArch           string
+	apkKeys                    []string
+	debRepo, debSuite, debArch string
+	debKeyrings                []string
+	debLists                   string
+	apks, debs                 []string
+	lock                       string
+	dryRun                     bool
 }
 
-// apkKeysDir is where Alpine has the keys that it trusts.
-const apkKeysDir = "/etc/apk/keys"
+// Where distributions have the keys that they trust.
+const (
+	apkKeysDir = "/etc/apk/keys"
+	debKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+)
 
 const packagesHelp = `In place of a directory, SOURCE can be packages of a distribution. They are unpacked
 without a container, without root, and without running anything of them; their
@@ -45,11 +51,13 @@ content lies in one unnamed temporary file meanwhile (TMPDIR, or /var/tmp).
                              by name, with those of the same source package that they
                              depend on; GLOB with ! before it takes away
   --apk FILE...              single packages of Alpine
+  --deb-repo PLACE GLOB...   packages of a Debian repository, a URL or directory, by
+                             name; needs --deb-suite, and the program gpgv
   --deb FILE...              single packages of Debian
 
-Alpine's are trusted because --apk-key has signed them. Debian's packages have no
-signature of their own: what apt-get download fetched, apt has checked, and --lock
-notes it. With --lock FILE, name, version, SHA-256 and size of each package are
+Alpine's are trusted because --apk-key has signed them, a repository of Debian
+because a key in --deb-keyring has signed it. Single packages of Debian have no
+signature: --deb-lists compares them with the lists that apt has checked. With --lock FILE, name, version, SHA-256 and size of each package are
 written to FILE when there is none, and if there is, anything else is refused.
 
 With --kind modules, the modules are those in lib/modules/KVER of the packages, and
@@ -65,30 +73,49 @@ func (f *packageFlags) add(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.apkKeys, "apk-key", nil, "public key, or directory of such, that must have signed, a `FILE` called as Alpine calls it; can be repeated (default "+apkKeysDir+", if it is there)")
 	flags.StringArrayVar(&f.apks, "apk", nil, "package of Alpine to pack, a `FILE`; can be repeated, and SOURCE are more of them")
 	flags.StringArrayVar(&f.debs, "deb", nil, "package of Debian to pack, a `FILE`; can be repeated, and SOURCE are more of them")
+	flags.StringVar(&f.debRepo, "deb-repo", "", "Debian repository, a `URL` or directory; SOURCE are names of packages, or globs")
+	flags.StringVar(&f.debSuite, "deb-suite", "", "`suite` of --deb-repo, such as bookworm")
+	flags.StringVar(&f.debArch, "deb-arch", debArch(runtime.GOARCH), "`architecture` of --deb-repo and --deb-lists, as Debian calls it")
+	flags.StringArrayVar(&f.debKeyrings, "deb-keyring", nil, "`FILE` with the public keys that must have signed --deb-repo; can be repeated (default "+debKeyring+", if it is there)")
+	flags.StringVar(&f.debLists, "deb-lists", "", "with --deb: `directory` with the lists of apt, in which the packages must be (/var/lib/apt/lists)")
 	flags.StringVar(&f.lock, "lock", "", "`FILE` that says which packages these must be; made if it is not there")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "list the packages, and pack nothing")
 }
 
 // given reports whether packages are to be packed.
-func (f *packageFlags) given() bool { return f.apkRepo != "" || len(f.apks)+len(f.debs) > 0 }
+func (f *packageFlags) given() bool {
+	return f.apkRepo != "" || f.debRepo != "" || len(f.apks)+len(f.debs) > 0
+}
+
+// debArch is Debian's name of an architecture, given Go's.
+func debArch(goarch string) string {
+	if goarch == "386" {
+		return "i386"
+	}
+	return goarch // of those that this program runs on, all others are the same
+}
 
 func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
 	kinds := 0
-	for _, given := range []bool{f.apkRepo != "", len(f.apks) > 0, len(f.debs) > 0} {
+	for _, given := range []bool{f.apkRepo != "", f.debRepo != "", len(f.apks) > 0, len(f.debs) > 0} {
 		if given {
 			kinds++
 		}
 	}
 	switch {
 	case kinds > 1:
-		return usagef(cmd, "--apk-repo, --apk and --deb do not go together: pack them one after the other, or unpack them to one directory")
+		return usagef(cmd, "--apk-repo, --apk, --deb-repo and --deb do not go together: pack them one after the other, or unpack them to one directory")
 	case kinds == 0 && (f.lock != "" || f.dryRun || f.apkKeys != nil):
-		return usagef(cmd, "--lock, --dry-run and --apk-key are for packages: --apk-repo, --apk or --deb")
+		return usagef(cmd, "--lock, --dry-run and --apk-key are for packages: --apk-repo, --apk, --deb-repo or --deb")
+	case f.debLists != "" && len(f.debs) == 0:
+		return usagef(cmd, "--deb-lists is for --deb")
+	case f.debRepo != "" && f.debSuite == "":
+		return usagef(cmd, "missing flag: --deb-suite, such as bookworm")
 	case kinds == 0 && len(sources) == 0:
 		return usagef(cmd, "missing argument: SOURCE, the directory to pack")
 	case kinds == 0 && len(sources) > 1:
 		return usagef(cmd, "unexpected argument %q; flags that take a value need = or a space before it", sources[1])
-	case f.apkRepo != "" && len(sources) == 0:
+	case (f.apkRepo != "" || f.debRepo != "") && len(sources) == 0:
 		return usagef(cmd, "missing argument: names of packages, or globs such as 'linux-firmware*'")
 	}
 	return nil
@@ -111,8 +138,10 @@ func (a *app) unpackPackages(ctx context.Context, f *packageFlags, sources []str
 		u, err = a.unpackRepo(ctx, f, sources)
 	case len(f.apks) > 0:
 		u, err = a.unpackApks(ctx, f, append(slices.Clip(f.apks), sources...))
+	case f.debRepo != "":
+		u, err = a.unpackDebRepo(ctx, f, sources)
 	default:
-		u, err = a.unpackDebs(ctx, append(slices.Clip(f.debs), sources...))
+		u, err = unpackDebFiles(ctx, f, append(slices.Clip(f.debs), sources...))
 	}
 	if conflict, ok := errors.AsType[*archive.ConflictError](err); ok {
 		return nil, fmt.Errorf("packages have different files at one path: %w", conflict)
@@ -236,14 +265,32 @@ type filesOpener struct{}
 
 func (filesOpener) Open(_ context.Context, name string) (io.ReadCloser, error) { return os.Open(name) }
 
-func (a *app) unpackDebs(ctx context.Context, files []string) (*unpackedPackages, error) {
-	spool, err := archive.NewSpool(nil)
-	if err != nil {
-		return nil, err
+func unpackDebFiles(ctx context.Context, f *packageFlags, files []string) (*unpackedPackages, error) {
+	var lists []deb.Entry
+	if f.debLists != "" {
+		var err error
+		if lists, err = deb.Lists(os.DirFS(f.debLists), f.debArch, []string{"*"}); err != nil {
+			return nil, fmt.Errorf("lists of apt in %s: %w", f.debLists, err)
+		}
 	}
 	var inputs []deb.Input
 	for _, file := range files {
-		inputs = append(inputs, deb.File(file))
+		in := deb.File(file)
+		if f.debLists != "" {
+			var err error
+			if in, err = deb.Known(in, lists); err != nil {
+				return nil, err
+			}
+		}
+		inputs = append(inputs, in)
+	}
+	return unpackDebs(ctx, inputs)
+}
+
+func unpackDebs(ctx context.Context, inputs []deb.Input) (*unpackedPackages, error) {
+	spool, err := archive.NewSpool(nil)
+	if err != nil {
+		return nil, err
 	}
 	tree, found, err := deb.Unpack(ctx, spool, inputs, nil)
 	if err != nil {
@@ -256,10 +303,55 @@ func (a *app) unpackDebs(ctx context.Context, files []string) (*unpackedPackages
 	return u, nil
 }
 
+// openDebRepo opens a repository of Debian and selects packages.
+func (a *app) openDebRepo(ctx context.Context, f *packageFlags, globs []string) (*deb.Repository, []deb.Entry, func(), error) {
+	rings := f.debKeyrings
+	if _, err := os.Stat(debKeyring); len(rings) == 0 && err == nil {
+		rings = []string{debKeyring}
+	}
+	if len(rings) == 0 {
+		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), deb.ErrUnsigned)
+	}
+	files, done, err := a.opener(f.debRepo)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	repo := &deb.Repository{Files: files, Suite: f.debSuite, Architecture: f.debArch, Verifier: deb.GPGV{Keyrings: rings}}
+	entries, err := repo.Packages(ctx, globs)
+	if err != nil {
+		done()
+		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), err)
+	}
+	return repo, entries, done, nil
+}
+
+func (a *app) unpackDebRepo(ctx context.Context, f *packageFlags, globs []string) (*unpackedPackages, error) {
+	repo, entries, done, err := a.openDebRepo(ctx, f, globs)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var inputs []deb.Input
+	for _, e := range entries {
+		inputs = append(inputs, repo.Input(e))
+	}
+	return unpackDebs(ctx, inputs)
+}
+
 // listPackages is --dry-run. Of a repository, nothing but the index is fetched.
 func (a *app) listPackages(ctx context.Context, f *packageFlags, sources []string) error {
 	var list []lockedPackage
-	if f.apkRepo != "" {
+	switch {
+	case f.debRepo != "":
+		_, entries, done, err := a.openDebRepo(ctx, f, sources)
+		if err != nil {
+			return err
+		}
+		defer done()
+		for _, e := range entries {
+			list = append(list, lockedPackage{e.Package, e.Version, e.SHA256, e.Size})
+		}
+	case f.apkRepo != "":
 		_, sel, done, err := a.openRepo(ctx, f, sources)
 		if err != nil {
 			return err
@@ -268,7 +360,7 @@ func (a *app) listPackages(ctx context.Context, f *packageFlags, sources []strin
 		for _, p := range sel.Packages {
 			list = append(list, lockedPackage{Name: p.Name, Version: p.Version, Size: p.Size})
 		}
-	} else {
+	default:
 		u, err := a.unpackPackages(ctx, f, sources)
 		if err != nil {
 			return err
@@ -305,6 +397,8 @@ func (f *packageFlags) String() string {
 	switch {
 	case f.apkRepo != "":
 		return shown(f.apkRepo)
+	case f.debRepo != "":
+		return shown(f.debRepo)
 	case len(f.apks) > 0:
 		return filepath.Base(f.apks[0])
 	case len(f.debs) > 0:

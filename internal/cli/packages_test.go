@@ -8,12 +8,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"overmount/apk/apktest"
 	"overmount/deb/debtest"
+	"overmount/internal/testenv"
 	"overmount/kmod/kmodtest"
 )
 
@@ -220,5 +222,116 @@ func TestLock(t *testing.T) {
 		if _, err := readLock(file); err == nil || !strings.Contains(err.Error(), "line 1") {
 			t.Errorf("%d: readLock of %q: %v, want an error with the line", i, text, err)
 		}
+	}
+}
+
+func TestFirmwareForModules(t *testing.T) {
+	work := t.TempDir()
+	dir, fw, objects := filepath.Join(work, "lib/modules/6.1.0-test"), filepath.Join(work, "fw"), "dir://"+filepath.Join(work, "objects")
+	m, err := kmodtest.Parse("vermagic=6.1.0-test SMP\nfirmware=e100/*.bin\nfirmware=top.fw\nfirmware=rtl/link.bin\nfirmware=gone.bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kmodtest.Write(t, dir, "kernel/a.ko", m)
+	for name, text := range map[string]string{"modules.builtin": "", "modules.builtin.modinfo": "", "modules.order": "kernel/a.ko\n"} {
+		write(t, filepath.Join(dir, name), []byte(text))
+	}
+	for _, name := range []string{"e100/one.bin", "e100/notes", "other/big.bin", "rtl/x.bin", "far/target.bin", "far/more.bin", "top.fw", "loose.fw"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(fw, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(fw, name), []byte(name))
+	}
+	if err := os.Symlink("../far/target.bin", filepath.Join(fw, "rtl/link.bin")); err != nil {
+		t.Fatal(err)
+	}
+	modules, firmware := filepath.Join(work, "m.fl"), filepath.Join(work, "fw.fl")
+	mustRun(t, "overmount", "pack", "-m", modules, "-s", objects, "--kind", "modules", "--depmod", dir)
+	out := run(t, "overmount", "pack", "-m", firmware, "-s", objects, "--kind", "firmware", "--for-modules", modules, fw)
+	if out.code != 0 || !strings.Contains(out.stderr, "leaves out 3 files, ") || !strings.Contains(out.stderr, "far, loose.fw, other") {
+		t.Errorf("pack: exit code %d, %q, want it to say what it leaves out", out.code, out.stderr)
+	}
+	got := mustRun(t, "overmount", "flist", "tree", firmware)
+	for name, want := range map[string]bool{"one.bin": true, "notes": true, "x.bin": true, "link.bin": true, "target.bin": true, "top.fw": true, "more.bin": false, "big.bin": false, "other": false, "loose.fw": false} {
+		if strings.Contains(got, name) != want {
+			t.Errorf("%s is there: %v, want %v, in %s", name, !want, want, got)
+		}
+	}
+	if out := run(t, "overmount", "pack", "-m", firmware, "-s", objects, "--kind", "firmware", "--for-modules", firmware, fw); out.code != 1 || !strings.Contains(out.stderr, "does not say which firmware") {
+		t.Errorf("for what is no manifest of modules: exit code %d, %q", out.code, out.stderr)
+	}
+}
+
+// debianKey makes a key with gpg, and returns its keyring and what signs with it.
+func debianKey(t *testing.T) (keyring string, sign func([]byte) []byte) {
+	t.Helper()
+	gpg := testenv.Tool(t, "gpg")
+	testenv.Tool(t, "gpgv")
+	home, err := os.MkdirTemp("", "gpg") // the path of gpg-agent's socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		exec.Command("gpgconf", "--homedir", home, "--kill", "all").Run()
+		os.RemoveAll(home)
+	})
+	run := func(stdin []byte, args ...string) []byte {
+		cmd := exec.Command(gpg, append([]string{"--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback"}, args...)...)
+		cmd.Stdin = bytes.NewReader(stdin)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("gpg %v: %v", args, err)
+		}
+		return out
+	}
+	run(nil, "--quick-generate-key", "--passphrase", "", "test <test@example.org>", "ed25519", "sign", "never")
+	keyring = filepath.Join(home, "keyring.gpg")
+	run(nil, "--output", keyring, "--export")
+	return keyring, func(text []byte) []byte { return run(text, "--clear-sign") }
+}
+
+func TestPackDebianRepository(t *testing.T) {
+	keyring, sign := debianKey(t)
+	other, _ := debianKey(t)
+	work := t.TempDir()
+	fw := func(name, version, content string) debtest.Package {
+		return debtest.Package{Name: name, Version: version, Files: []debtest.Entry{
+			{Name: "./"}, {Name: "./usr/"}, {Name: "./usr/lib/"}, {Name: "./usr/lib/firmware/"}, {Name: "./usr/lib/firmware/" + name + ".bin", Content: content},
+		}}
+	}
+	r := debtest.Repository{Suite: "bookworm", Arch: "amd64", Sign: sign, Packages: []debtest.Package{
+		fw("firmware-a", "1:2.0-1", "new"), fw("firmware-b", "1.0", "b"), fw("other", "1.0", "x"),
+	}}
+	for name, data := range r.Files(t) {
+		to := filepath.Join(work, "debian", name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, to, data)
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(work)))
+	t.Cleanup(server.Close)
+	meta, lock := filepath.Join(work, "fw.fl"), filepath.Join(work, "fw.lock")
+	args := func(place, ring string, more ...string) []string {
+		return append([]string{"pack", "-m", meta, "-s", "dir://" + filepath.Join(work, "objects"), "--kind", "firmware", "--lock", lock,
+			"--deb-repo", place, "--deb-suite", "bookworm", "--deb-arch", "amd64", "--deb-keyring", ring}, more...)
+	}
+	if out := mustRun(t, "overmount", args(server.URL+"/debian", keyring, "--dry-run", "firmware-*")...); !strings.Contains(out, "2 packages") || !strings.Contains(out, "1:2.0-1") {
+		t.Errorf("--dry-run says %q", out)
+	}
+	mustRun(t, "overmount", args(server.URL+"/debian", keyring, "firmware-*")...)
+	first := read(t, meta)
+	if got := mustRun(t, "overmount", "flist", "cat", meta, "firmware-a.bin"); got != "new" {
+		t.Errorf("firmware-a.bin holds %q", got)
+	}
+	mustRun(t, "overmount", args(filepath.Join(work, "debian"), keyring, "firmware-*")...)
+	if !bytes.Equal(read(t, meta), first) {
+		t.Error("the same packages from a directory gave another manifest")
+	}
+	if out := run(t, "overmount", args(server.URL+"/debian", other, "firmware-*")...); out.code != 1 || !strings.Contains(out.stderr, "repository "+server.URL) {
+		t.Errorf("signed by another key: exit code %d, %q", out.code, out.stderr)
+	}
+	if out := run(t, "overmount", "pack", "-m", meta, "-s", "dir:///nowhere", "--deb-repo", "x", "firmware-*"); out.code != exitUsage {
+		t.Errorf("without a suite: exit code %d, %q", out.code, out.stderr)
 	}
 }
