@@ -106,7 +106,8 @@ type ObjectsOptions struct {
 
 	// Known, if set, says that a store needs not be asked for an object again;
 	// Done is told of each that was found to be right, and ends the check with
-	// its error. They are those of a [Journal].
+	// its error. They are those of a [Journal]. Known is asked by one goroutine, in
+	// the order of the objects.
 	Known func(storeName string, id block.ID) bool
 	Done  func(storeName string, id block.ID) error
 }
@@ -289,7 +290,8 @@ func (c *objectCheck) run(ctx context.Context, objects []*object) error {
 			}
 			whole := !c.o.ExistenceOnly || s.probe == nil || !s.begun
 			s.begun = true
-			g.Go(func() error { return c.check(gctx, s, obj, whole) })
+			known := c.o.Known(s.Name, obj.id)
+			g.Go(func() error { return c.check(gctx, s, obj, whole, known) })
 		}
 	}
 	if err := g.Wait(); err != nil {
@@ -298,10 +300,10 @@ func (c *objectCheck) run(ctx context.Context, objects []*object) error {
 	return ctx.Err()
 }
 
-// check asks one store for one object.
-func (c *objectCheck) check(ctx context.Context, s *storeCheck, obj *object, whole bool) error {
+// check asks one store for one object, unless that is known to be right.
+func (c *objectCheck) check(ctx context.Context, s *storeCheck, obj *object, whole, known bool) error {
 	defer c.step()
-	if c.o.Known(s.Name, obj.id) {
+	if known {
 		obj.good.Store(true)
 		s.noted.Add(1)
 		s.answered(obj, nil)
