@@ -36,7 +36,7 @@
 //	         depmod            the indexes of a tree of kernel modules
 //	         deb               Debian's packages and repositories, as a tree
 //	         apk               Alpine's repositories and packages, as a tree
-//	         firmware          where the kernel finds a firmware file
+//	         firmware          where the kernel finds a firmware file, and which package has it
 //	         signature         who made a manifest, of what, and which is newer
 //	         kmod/kmodtest     kernel modules made for tests
 //	         internal/httpclient  requests whose every wait has a limit

@@ -105,11 +105,45 @@ func (t *Tree) Close() error { return t.spool.Close() }
 // If two packages have the same path, "replaces" decides; without it, files that
 // differ are an [*archive.ConflictError]. Other errors name the package.
 func (r *Repository) Unpack(ctx context.Context, packages []*Package, o *Options) (*Tree, error) {
+	return unpack(ctx, r.opener, r.jobs(packages), o)
+}
+
+func (r *Repository) jobs(packages []*Package) []job {
 	jobs := make([]job, len(packages))
 	for i, p := range packages {
 		jobs[i] = job{file: r.path(p.String() + ".apk"), owner: p.String(), want: want{p, r.keys}}
 	}
-	return unpack(ctx, r.opener, jobs, o)
+	return jobs
+}
+
+// A Listing is which files a package has.
+type Listing struct {
+	Unpacked
+	Files []archive.File // sorted by path
+}
+
+// List fetches packages of the index, and verifies them as Unpack does, but keeps only
+// the names of their files. Packages may have the same paths.
+func (r *Repository) List(ctx context.Context, packages []*Package, o *Options) ([]Listing, error) {
+	if o == nil {
+		o = &Options{}
+	}
+	opts := o.Spool
+	opts.NamesOnly = true
+	spool, err := archive.NewSpool(&opts)
+	if err != nil {
+		return nil, err
+	}
+	defer spool.Close()
+	outs, found, err := fetchAll(ctx, spool, r.opener, r.jobs(packages), o)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Listing, len(found))
+	for i := range found {
+		list[i] = Listing{found[i], outs[i].Files()}
+	}
+	return list, nil
 }
 
 // UnpackFiles does the same with single packages, which must be signed by one of
@@ -137,7 +171,7 @@ func unpack(ctx context.Context, opener Opener, jobs []job, o *Options) (*Tree, 
 	if err != nil {
 		return nil, err
 	}
-	t := &Tree{spool: spool, Packages: make([]Unpacked, len(jobs))}
+	t := &Tree{spool: spool}
 	if err := t.fill(ctx, opener, jobs, o); err != nil {
 		spool.Close()
 		return nil, err
@@ -145,20 +179,35 @@ func unpack(ctx context.Context, opener Opener, jobs []job, o *Options) (*Tree, 
 	return t, nil
 }
 
-func (t *Tree) fill(ctx context.Context, opener Opener, jobs []job, o *Options) error {
+func (t *Tree) fill(ctx context.Context, opener Opener, jobs []job, o *Options) (err error) {
+	outs, found, err := fetchAll(ctx, t.spool, opener, jobs, o)
+	if err != nil {
+		return err
+	}
+	t.Packages = found
+	infos := map[string]*Info{}
+	for i, j := range jobs {
+		infos[j.owner] = &found[i].Info
+	}
+	t.Tree, err = t.spool.Tree(outs, func(winner, loser string) bool { return infos[winner].replaces(infos[loser]) })
+	return err
+}
+
+// fetchAll has packages read into a spool, in parallel.
+func fetchAll(ctx context.Context, spool *archive.Spool, opener Opener, jobs []job, o *Options) ([]*archive.Package, []Unpacked, error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(cmp.Or(o.Parallel, max(4, runtime.GOMAXPROCS(0))))
 	var mu sync.Mutex
-	outs := make([]*archive.Package, len(jobs))
+	outs, found := make([]*archive.Package, len(jobs)), make([]Unpacked, len(jobs))
 	for i, j := range jobs {
-		outs[i] = t.spool.Package(j.owner)
+		outs[i] = spool.Package(j.owner)
 		j.out = outs[i]
 		g.Go(func() error {
 			u, err := j.fetch(ctx, opener)
 			if err != nil {
 				return fmt.Errorf("package %s: %w", j.file, err)
 			}
-			t.Packages[i] = *u
+			found[i] = *u
 			mu.Lock()
 			defer mu.Unlock()
 			if o.Done != nil {
@@ -167,16 +216,7 @@ func (t *Tree) fill(ctx context.Context, opener Opener, jobs []job, o *Options) 
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	infos := map[string]*Info{}
-	for i, j := range jobs {
-		infos[j.owner] = &t.Packages[i].Info
-	}
-	var err error
-	t.Tree, err = t.spool.Tree(outs, func(winner, loser string) bool { return infos[winner].replaces(infos[loser]) })
-	return err
+	return outs, found, g.Wait()
 }
 
 // A file is fetched again if the way to it fails, not if it is wrong.

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +33,11 @@ type Options struct {
 	// (fs.ValidPath), and what it returns is checked. Directories that several
 	// names are mapped to become one.
 	Map func(name string) (string, bool)
+
+	// NamesOnly is for those who want to know which files there are: content is
+	// not kept, takes no disk and does not count for MaxBytes. See Package.Files;
+	// there is no Tree.
+	NamesOnly bool
 }
 
 // A Spool takes the content of packages. Concurrent use is safe.
@@ -53,11 +60,14 @@ func NewSpool(o *Options) (*Spool, error) {
 	}
 	s.opts.MaxFiles = cmp.Or(s.opts.MaxFiles, 1<<18)
 	s.opts.MaxBytes = cmp.Or(s.opts.MaxBytes, 16<<30)
-	if s.opts.Dir == "" {
-		s.opts.Dir = tempDir()
-	}
 	if s.opts.Map == nil {
 		s.opts.Map = func(name string) (string, bool) { return name, true }
+	}
+	if s.opts.NamesOnly {
+		return s, nil
+	}
+	if s.opts.Dir == "" {
+		s.opts.Dir = tempDir()
 	}
 	f, err := unnamed(s.opts.Dir)
 	if err != nil {
@@ -68,7 +78,12 @@ func NewSpool(o *Options) (*Spool, error) {
 }
 
 // Close frees the disk. The trees of the Spool cannot be read any more.
-func (s *Spool) Close() error { return s.file.Close() }
+func (s *Spool) Close() error {
+	if s.opts.NamesOnly {
+		return nil
+	}
+	return s.file.Close()
+}
 
 func tempDir() string {
 	const roomy = "/var/tmp"
@@ -236,6 +251,19 @@ func (p *Package) Len() int {
 	return count
 }
 
+// Files returns the files of any type that the package has in the tree, sorted by
+// path, without directories that it does not name. A hard link is the file that it is
+// another name of.
+func (p *Package) Files() []File {
+	var list []File
+	for _, name := range slices.Sorted(maps.Keys(p.nodes)) {
+		if n := p.nodes[name]; !n.implied {
+			list = append(list, n.File)
+		}
+	}
+	return list
+}
+
 // Discard gives back the space of a package that is not wanted after all. It can
 // be used afterwards, as an empty one.
 func (p *Package) Discard() {
@@ -305,6 +333,10 @@ func (p *Package) fill(n *node, r io.Reader) error {
 	}
 	if n.hard() {
 		return p.link(n)
+	}
+	if p.spool.opts.NamesOnly {
+		n.data = &content{size: n.Size}
+		return nil
 	}
 	at, err := p.spool.take(n.Size)
 	if err != nil {

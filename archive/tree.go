@@ -52,6 +52,9 @@ func (e *ConflictError) Error() string {
 // file in the place of loser's, and the other way round it may not, it does. All
 // else is a [*ConflictError].
 func (s *Spool) Tree(packages []*Package, replaces func(winner, loser string) bool) (*Tree, error) {
+	if s.opts.NamesOnly {
+		return nil, errors.New("the content of the packages was not kept")
+	}
 	m := merger{spool: s, replaces: replaces, nodes: map[string]*node{".": impliedDir(".", "")}}
 	for _, p := range packages {
 		for _, name := range slices.Sorted(maps.Keys(p.nodes)) {

@@ -13,6 +13,9 @@
 //	spool, err := archive.NewSpool(nil)
 //	tree, found, err := deb.Unpack(ctx, spool, []deb.Input{deb.File("firmware-realtek_20230210-5_all.deb")}, nil)
 //
+// [List] reads only which files they have. [Repository.Contents] asks a repository's index
+// of that, where there is one, without reading any package.
+//
 // # Trust
 //
 // A package has no signature. Its own list of MD5 sums is compared, and says
@@ -25,8 +28,8 @@
 //
 // # Limits
 //
-// The control member: 32 MiB, plain; the files: 32 GiB. A stream may look back
-// 128 MiB.
+// The control member: 32 MiB, plain; the files: 32 GiB; an index of packages: 1 GiB; one of
+// the files in packages: 4 GiB, of which 16 MiB are kept. A stream may look back 128 MiB.
 // How many files and bytes the packages may have is up to the
 // [archive.Spool].
 package deb

@@ -163,29 +163,36 @@ func (r *release) indexes(components []string, arch string) []string {
 	if r.fields["no-support-for-architecture-all"] != "Packages" && arch != "all" {
 		archs = append(archs, "all")
 	}
-	if len(components) == 0 {
-		// Debian's security archive calls them updates/main, and has main.
-		for c := range strings.FieldsSeq(r.fields["components"]) {
-			components = append(components, c, path.Base(c))
-		}
-		components = slices.Compact(components)
-	}
 	var list []string
-	for _, c := range components {
+	for _, c := range r.components(components) {
 		for _, a := range archs {
-			name := path.Join(c, "binary-"+a, "Packages")
-			if !fs.ValidPath(name) {
-				continue
-			}
-			for _, suffix := range indexSuffixes {
-				if _, ok := r.files[name+suffix]; ok {
-					list = append(list, name)
-					break
-				}
+			if name := path.Join(c, "binary-"+a, "Packages"); r.lists(name) {
+				list = append(list, name)
 			}
 		}
 	}
 	return list
+}
+
+// components returns the components that are wanted; of none, all.
+func (r *release) components(wanted []string) []string {
+	if len(wanted) > 0 {
+		return slices.Clip(wanted)
+	}
+	// Debian's security archive calls them updates/main, and has main.
+	var all []string
+	for c := range strings.FieldsSeq(r.fields["components"]) {
+		all = append(all, c, path.Base(c))
+	}
+	return slices.Compact(all)
+}
+
+// lists reports whether the release lists an index, plain or compressed.
+func (r *release) lists(plain string) bool {
+	return fs.ValidPath(plain) && slices.ContainsFunc(indexSuffixes[:], func(suffix string) bool {
+		_, ok := r.files[plain+suffix]
+		return ok
+	})
 }
 
 // indexSuffixes are the ways in which an index may be compressed, the smallest
@@ -195,31 +202,46 @@ var indexSuffixes = [...]string{".xz", ".zst", ".gz", ".lz4", ""}
 // maxIndex bounds a plain index, in bytes. That of Debian 12 has 50 MB.
 const maxIndex = 1 << 30
 
+// A reading is how an index is read.
+type reading struct {
+	most  int64                 // bytes that the plain form may have
+	parse func(io.Reader) error // what it has taken is worth nothing if reading fails
+}
+
+// entriesTo is how an index of packages is read.
+func entriesTo(all *[]Entry, patterns []string) reading {
+	return reading{maxIndex, func(in io.Reader) error {
+		some, err := ReadIndex(in, patterns)
+		*all = append(*all, some...)
+		return err
+	}}
+}
+
 // readListed reads an index from a file called name, and compares it with what the
 // release lists: the file as it is, if it is listed, or its plain form. strict says
 // that one of them must be listed.
-func (r *release) readListed(name, plainName string, f io.Reader, patterns []string, strict bool) ([]Entry, error) {
+func (r *release) readListed(name, plainName string, f io.Reader, how reading, strict bool) error {
 	whole, wholeListed := r.files[name]
 	plain, plainListed := r.files[plainName]
 	if strict && !wholeListed && !plainListed {
-		return nil, errors.New("the release does not list it")
+		return errors.New("the release does not list it")
 	}
 	file := newSum(f, whole.size)
 	_, format := decompress.OfName(name)
 	z, err := decompress.NewReader(format, file)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer z.Close()
-	content := newSum(limited(z, maxIndex), plain.size)
-	entries, err := ReadIndex(content, patterns)
+	content := newSum(limited(z, how.most), plain.size)
+	err = how.parse(content)
 	if e := errors.Join(content.drain(), file.drain()); e != nil {
-		return nil, e
+		return e
 	}
 	if wholeListed && !file.is(whole) || plainListed && !content.is(plain) {
-		return nil, errors.New("it is not the one that the release lists: damaged, or of another time; try again when the mirror is in sync")
+		return errors.New("it is not the one that the release lists: damaged, or of another time; try again when the mirror is in sync")
 	}
-	return entries, err
+	return err
 }
 
 func (s *summedReader) is(l listed) bool { return s.n == l.size && s.hex() == l.sha256 }

@@ -18,28 +18,36 @@ import (
 // They do not say where a repository is. [Newest] chooses among them, and [Known]
 // finds a file's package.
 func Lists(dir fs.FS, arch string, patterns []string) ([]Entry, error) {
+	var all []Entry
+	read, err := eachList(dir, func(rel *release) []string { return rel.indexes(nil, arch) }, entriesTo(&all, patterns))
+	if err == nil && read == 0 {
+		err = fmt.Errorf("there are none for the architecture %s: run apt-get update", arch)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lists of apt: %w", err)
+	}
+	return all, nil
+}
+
+// eachList reads the indexes that are wanted of each release, as far as they are
+// there, and returns how many there are.
+func eachList(dir fs.FS, wanted func(*release) []string, how reading) (read int, err error) {
 	names, err := fs.Glob(dir, "*Release")
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	var all []Entry
-	read := 0
 	for _, name := range names {
 		prefix, ok := releasePrefix(name)
 		if !ok {
 			continue
 		}
-		entries, n, err := listsOf(dir, name, prefix, arch, patterns)
+		n, err := listsOf(dir, name, prefix, wanted, how)
 		if err != nil {
-			return nil, fmt.Errorf("lists of apt: %w", err)
+			return 0, err
 		}
 		read += n
-		all = append(all, entries...)
 	}
-	if read == 0 {
-		return nil, fmt.Errorf("lists of apt: there are none for the architecture %s: run apt-get update", arch)
-	}
-	return all, nil
+	return read, nil
 }
 
 func releasePrefix(name string) (string, bool) {
@@ -52,16 +60,16 @@ func releasePrefix(name string) (string, bool) {
 }
 
 // listsOf reads the indexes of one release, and returns how many there are.
-func listsOf(dir fs.FS, name, prefix, arch string, patterns []string) (all []Entry, read int, err error) {
+func listsOf(dir fs.FS, name, prefix string, wanted func(*release) []string, how reading) (read int, err error) {
 	text, err := fs.ReadFile(dir, name)
 	if err != nil {
-		return nil, 0, err
+		return 0, err
 	}
 	rel, err := readRelease(clearText(text))
 	if err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", name, err)
+		return 0, fmt.Errorf("%s: %w", name, err)
 	}
-	for _, plain := range rel.indexes(nil, arch) {
+	for _, plain := range wanted(rel) {
 		// apt keeps the index as it came, or compressed in its own way.
 		for _, suffix := range indexSuffixes {
 			file := prefix + strings.ReplaceAll(plain, "/", "_") + suffix
@@ -69,29 +77,28 @@ func listsOf(dir fs.FS, name, prefix, arch string, patterns []string) (all []Ent
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // a component that this host does not use
 			} else if err != nil {
-				return nil, 0, err
+				return 0, err
 			}
-			entries, err := rel.readRecompressed(plain, suffix, f, patterns)
+			err = rel.readRecompressed(plain, suffix, f, how)
 			f.Close()
 			if err != nil {
-				return nil, 0, fmt.Errorf("%s: %w", file, err)
+				return 0, fmt.Errorf("%s: %w", file, err)
 			}
-			all = append(all, entries...)
 			read++
 			break
 		}
 	}
-	return all, read, nil
+	return read, nil
 }
 
 // readRecompressed reads an index that is compressed in another way than that
 // which the release lists, perhaps.
-func (r *release) readRecompressed(plain, suffix string, f fs.File, patterns []string) ([]Entry, error) {
+func (r *release) readRecompressed(plain, suffix string, f fs.File, how reading) error {
 	other := &release{fields: r.fields, files: map[string]listed{}}
 	if l, ok := r.files[plain]; ok {
 		other.files[plain] = l
 	}
-	return other.readListed(plain+suffix, plain, f, patterns, false)
+	return other.readListed(plain+suffix, plain, f, how, false)
 }
 
 // clearText returns the text of a clear-signed file without looking at the

@@ -76,11 +76,9 @@ func (r *Repository) Packages(ctx context.Context, patterns []string) ([]Entry, 
 	}
 	var all []Entry
 	for _, index := range indexes {
-		entries, err := r.index(ctx, rel, index, patterns)
-		if err != nil {
+		if err := r.index(ctx, rel, index, entriesTo(&all, patterns)); err != nil {
 			return nil, fmt.Errorf("repository: %s: %w", path.Join("dists", r.Suite, index), err)
 		}
-		all = append(all, entries...)
 	}
 	return Newest(all, patterns)
 }
@@ -154,7 +152,9 @@ func parseDate(s string) (time.Time, error) {
 	return t, err
 }
 
-func (r *Repository) index(ctx context.Context, rel *release, plain string, patterns []string) ([]Entry, error) {
+var errAbsent = errors.New("the release lists it, but the repository has it not, compressed or plain")
+
+func (r *Repository) index(ctx context.Context, rel *release, plain string, how reading) error {
 	for _, suffix := range indexSuffixes {
 		name := plain + suffix
 		if _, ok := rel.files[name]; !ok {
@@ -165,12 +165,12 @@ func (r *Repository) index(ctx context.Context, rel *release, plain string, patt
 			continue
 		}
 		if err != nil {
-			return nil, pathless(err)
+			return pathless(err)
 		}
 		defer f.Close()
-		return rel.readListed(name, plain, f, patterns, true)
+		return rel.readListed(name, plain, &contextReader{ctx, f}, how, true)
 	}
-	return nil, errors.New("the release lists it, but the repository has it not, compressed or plain")
+	return errAbsent
 }
 
 // Input returns the file of a package of the repository, for [Unpack].

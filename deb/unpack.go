@@ -64,6 +64,46 @@ type UnpackOptions struct {
 // Memory: what decompression takes for each package under way, for xz -6 as
 // Debian uses it about 9 MiB, beside what the spool needs.
 func Unpack(ctx context.Context, spool *archive.Spool, inputs []Input, o *UnpackOptions) (*archive.Tree, []Unpacked, error) {
+	packages, found, err := unpackAll(ctx, spool, inputs, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	replaces, err := replacer(found)
+	if err != nil {
+		return nil, nil, err
+	}
+	tree, err := spool.Tree(packages, replaces)
+	return tree, found, err
+}
+
+// A Listing is which files a package has.
+type Listing struct {
+	Unpacked
+	Files []archive.File // sorted by path
+}
+
+// List reads packages as Unpack does, in the order of the inputs, but keeps only the
+// names of files: those that keep wants, as the Map of [archive.Options] does. Packages
+// may have the same paths.
+func List(ctx context.Context, inputs []Input, keep func(name string) (string, bool), o *UnpackOptions) ([]Listing, error) {
+	spool, err := archive.NewSpool(&archive.Options{Map: keep, NamesOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	defer spool.Close()
+	packages, found, err := unpackAll(ctx, spool, inputs, o)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Listing, len(found))
+	for i := range found {
+		list[i] = Listing{found[i], packages[i].Files()}
+	}
+	return list, nil
+}
+
+// unpackAll reads packages into a spool, in parallel.
+func unpackAll(ctx context.Context, spool *archive.Spool, inputs []Input, o *UnpackOptions) ([]*archive.Package, []Unpacked, error) {
 	if o == nil {
 		o = &UnpackOptions{}
 	}
@@ -89,15 +129,7 @@ func Unpack(ctx context.Context, spool *archive.Spool, inputs []Input, o *Unpack
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, nil, err
-	}
-	replaces, err := replacer(found)
-	if err != nil {
-		return nil, nil, err
-	}
-	tree, err := spool.Tree(packages, replaces)
-	return tree, found, err
+	return packages, found, g.Wait()
 }
 
 // largestFirst returns the order in which processors are busy to the end.

@@ -4,10 +4,13 @@
 // The order is that of drivers/base/firmware_loader/main.c of Linux: the name as
 // it is in updates/KVER, updates, KVER, and at last by itself; then the same places
 // with .zst, then with .xz, which only kernels that can decompress it look for.
+//
+// An [Index] says the same of what packages have: which of them bring a file.
 package firmware
 
 import (
 	"io/fs"
+	"iter"
 	"path"
 	"strings"
 	"sync"
@@ -17,9 +20,9 @@ import (
 
 // A Dir is a directory of firmware. Concurrent use is safe.
 type Dir struct {
-	fsys fs.FS
-	dirs []string // in the order of search
-	all  func() ([]string, error)
+	fsys   fs.FS
+	places places
+	all    func() ([]string, error)
 }
 
 // A File is a firmware file.
@@ -32,12 +35,57 @@ type File struct {
 // New returns a directory, for a kernel of the version kver; without one the places
 // that are named after a version are left out. Symlinks are followed as fsys does.
 func New(fsys fs.FS, kver string) *Dir {
-	d := &Dir{fsys: fsys, dirs: []string{"updates", "."}}
-	if fs.ValidPath(kver) && kver != "." {
-		d.dirs = []string{"updates/" + kver, "updates", kver, "."}
-	}
+	d := &Dir{fsys: fsys, places: placesFor(kver)}
 	d.all = sync.OnceValues(func() ([]string, error) { return list(fsys) })
 	return d
+}
+
+// places are directories, in the order of search.
+type places []string
+
+func placesFor(kver string) places {
+	if fs.ValidPath(kver) && kver != "." {
+		return places{"updates/" + kver, "updates", kver, "."}
+	}
+	return places{"updates", "."}
+}
+
+// A candidate is a path at which the kernel looks for a name.
+type candidate struct {
+	path, name string
+	suffix     string // that name has not, and path has
+}
+
+// of gives the paths of a name, in the order of search.
+func (p places) of(name string) iter.Seq[candidate] {
+	return func(yield func(candidate) bool) {
+		for _, suffix := range []string{"", ".zst", ".xz"} {
+			for _, dir := range p {
+				file := path.Join(dir, name+suffix)
+				if fs.ValidPath(name) && fs.ValidPath(file) && !yield(candidate{file, name, suffix}) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// matching gives those of some paths that may stand for names which a pattern matches,
+// in the order of search. It may give several for a name, and a path several times.
+func (p places) matching(pattern string, all []string) iter.Seq[candidate] {
+	return func(yield func(candidate) bool) {
+		for _, suffix := range []string{"", ".zst", ".xz"} {
+			for _, dir := range p {
+				for _, file := range all {
+					name, ok := below(dir, file)
+					name, packed := strings.CutSuffix(name, suffix)
+					if ok && packed && kmod.Match(pattern, name) && !yield(candidate{file, name, suffix}) {
+						return
+					}
+				}
+			}
+		}
+	}
 }
 
 // list returns the paths of all files.
@@ -55,12 +103,10 @@ func list(fsys fs.FS) ([]string, error) {
 // Find returns the file that the kernel takes for a name, or false if there is
 // none.
 func (d *Dir) Find(name string) (File, bool) {
-	for _, suffix := range []string{"", ".zst", ".xz"} {
-		for _, dir := range d.dirs {
-			if f, ok := d.file(path.Join(dir, name+suffix)); ok && fs.ValidPath(name) {
-				f.Suffix = suffix
-				return f, true
-			}
+	for c := range d.places.of(name) {
+		if f, ok := d.file(c.path); ok {
+			f.Suffix = c.suffix
+			return f, true
 		}
 	}
 	return File{}, false
@@ -91,20 +137,14 @@ func (d *Dir) Match(pattern string) ([]File, error) {
 	}
 	var found []File
 	seen := map[string]bool{}
-	for _, suffix := range []string{"", ".zst", ".xz"} {
-		for _, dir := range d.dirs {
-			for _, file := range all {
-				name, ok := below(dir, file)
-				name, packed := strings.CutSuffix(name, suffix)
-				if !ok || !packed || seen[name] || seen[file] || !kmod.Match(pattern, name) {
-					continue
-				}
-				if f, ok := d.file(file); ok {
-					seen[name], seen[file] = true, true
-					f.Suffix = suffix
-					found = append(found, f)
-				}
-			}
+	for c := range d.places.matching(pattern, all) {
+		if seen[c.name] || seen[c.path] {
+			continue
+		}
+		if f, ok := d.file(c.path); ok {
+			seen[c.name], seen[c.path] = true, true
+			f.Suffix = c.suffix
+			found = append(found, f)
 		}
 	}
 	return found, nil

@@ -3,7 +3,6 @@ package verify
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"maps"
 	"path"
@@ -30,6 +29,9 @@ type ModulesOptions struct {
 	// Firmware is the tree that will be at /lib/firmware; nil means that it is
 	// not known.
 	Firmware fs.FS
+	// Packages say which of them would bring firmware that is missing; nil means
+	// not to tell.
+	Packages *firmware.Index
 	// Inline reports whether a file can be read without any store. Nil means not
 	// to ask.
 	Inline func(name string) bool
@@ -45,7 +47,8 @@ type ModulesOptions struct {
 //
 // What modules declare as their firmware are hints: names may be patterns, and
 // drivers make up others as they run. So a declared name that is not there is
-// information, and a file that nobody declares is no finding at all.
+// information, told of each module and of each class of drivers, and a file that nobody
+// declares is no finding at all.
 //
 // The error is one of ctx, or of a store that cannot be reached: then nothing is
 // known about the tree. A module that can be read and is none is a finding.
@@ -261,41 +264,4 @@ func (c *moduleCheck) compression() error {
 		}
 	}
 	return nil
-}
-
-// firmware looks for what modules declare.
-func (c *moduleCheck) firmware() error {
-	if c.Firmware == nil {
-		return nil
-	}
-	if _, err := fs.ReadDir(c.Firmware, "."); err != nil {
-		return fmt.Errorf("read the firmware: %w", err)
-	}
-	dir := firmware.New(c.Firmware, c.Kver)
-	declared, present := 0, 0
-	for _, m := range c.result.Modules {
-		names := slices.Compact(slices.Sorted(slices.Values(m.Info.All("firmware"))))
-		missing, packed, err := findFirmware(dir, names)
-		if err != nil {
-			return fmt.Errorf("read the firmware: %w", err)
-		}
-		declared, present = declared+len(names), present+len(names)-len(missing)
-		if len(missing) > 0 {
-			c.addNames(Info, "firmware", m.Path, missing, "%d of %d declared firmware files are not there", len(missing), len(names))
-		}
-		c.packedFirmware(m.Path, packed)
-	}
-	c.add(Info, "firmware", "", "%d of %d declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", present, declared)
-	return nil
-}
-
-// packedFirmware is about files that are there only compressed.
-func (c *moduleCheck) packedFirmware(module string, packed map[string][]string) {
-	for _, suffix := range []string{".xz", ".zst"} {
-		option := map[string]string{".xz": "FW_LOADER_COMPRESS_XZ", ".zst": "FW_LOADER_COMPRESS_ZSTD"}[suffix]
-		old := suffix == ".xz" && c.Kernel.has("FW_LOADER_COMPRESS") // before Linux 5.19 it had no further name
-		if names := packed[suffix]; len(names) > 0 && c.Kernel != nil && !c.Kernel.has(option) && !old {
-			c.addNames(Error, "firmware", module, names, "%d firmware files are there only with %s, which the kernel does not read (CONFIG_%s)", len(names), suffix, option)
-		}
-	}
 }

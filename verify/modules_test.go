@@ -5,7 +5,6 @@ import (
 	"compress/gzip"
 	"context"
 	"errors"
-	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -250,35 +249,6 @@ func TestCompressionThatTheKernelHas(t *testing.T) {
 	kernel := KernelConfig{"CONFIG_MODULE_DECOMPRESS": "y", "CONFIG_MODULE_COMPRESS_XZ": "y", "CONFIG_MODULE_COMPRESS_ZSTD": "y", "CONFIG_MODULE_COMPRESS_GZIP": "y"}
 	if got := check(t, dir, Warning, &ModulesOptions{Kernel: kernel}); len(got) > 0 {
 		t.Errorf("findings %q, want none", got)
-	}
-}
-
-func TestFirmware(t *testing.T) {
-	dir := newTree(t, map[string]kmodtest.Module{
-		"a.ko": {Info: []string{"firmware=plain.fw", "firmware=x/packed.fw", "firmware=linked.fw", "firmware=gone.fw", "firmware=gone.fw", "firmware=../up.fw"}},
-		"b.ko": {Info: []string{"firmware=b-*.fw", "firmware=c-*.fw", "firmware=updated.fw", "firmware=versioned.fw"}},
-	})
-	shipped := fstest.MapFS{
-		"plain.fw": {}, "x/packed.fw.xz": {}, "b-1.fw": {}, "updates/updated.fw": {}, "6.1/versioned.fw": {}, "gone.fw/dir": {},
-		"linked.fw": {Data: []byte("plain.fw"), Mode: fs.ModeSymlink},
-	}
-	all, err := Modules(t.Context(), os.DirFS(dir), &ModulesOptions{Firmware: shipped, Kver: "6.1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []Finding
-	for _, f := range all {
-		if f.Check == "firmware" {
-			got = append(got, f)
-		}
-	}
-	want := []Finding{
-		{Info, "firmware", "a.ko", "2 of 5 declared firmware files are not there: ../up.fw, gone.fw", []string{"../up.fw", "gone.fw"}, ""},
-		{Info, "firmware", "b.ko", "1 of 4 declared firmware files are not there: c-*.fw", []string{"c-*.fw"}, ""},
-		{Info, "firmware", "", "6 of 9 declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", nil, ""},
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("findings differ (-want +got):\n%s", diff)
 	}
 }
 

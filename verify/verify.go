@@ -10,7 +10,8 @@
 // what they must not see. [Objects] asks the stores for the content, every object
 // or a sample, and with a [Journal] goes on where it was interrupted. [Modules]
 // checks a tree of kernel modules, with what it needs of a kernel's configuration
-// ([ReadKernelConfig]) and of the firmware that is shipped with it.
+// ([ReadKernelConfig]), of the firmware that is shipped with it, and of the packages
+// that have more of it.
 package verify
 
 import (
@@ -18,6 +19,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"overmount/firmware"
 )
 
 // A Severity says how much a finding matters.
@@ -51,6 +54,13 @@ type Finding struct {
 	Text     string   `json:"text"`            // what is wrong, and what to do
 	Names    []string `json:"names,omitempty"` // all that Text speaks of, where these are many
 	Store    string   `json:"store,omitempty"` // at which store, as [StoreName] has it
+
+	// Of firmware: what a module declares and is there, and packages that together
+	// would bring Names, perhaps, to Modules.
+	Present  []Present          `json:"present,omitempty"`
+	Packages []firmware.Package `json:"packages,omitempty"`
+	Perhaps  bool               `json:"perhaps,omitempty"`
+	Modules  []string           `json:"modules,omitempty"`
 }
 
 func (f Finding) String() string {

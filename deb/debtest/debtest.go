@@ -191,6 +191,7 @@ type Repository struct {
 	Fields      string // further ones of Release, whole lines
 	Suffix      string // of the index
 	Packages    []Package
+	Contents    bool // with indexes of the files in packages, which have Suffix
 	// Sign returns a text clear-signed.
 	Sign func(text []byte) []byte
 }
@@ -208,13 +209,44 @@ func (r Repository) Files(tb testing.TB) map[string][]byte {
 	plain := "main/binary-" + r.Arch + "/Packages"
 	listed := map[string][]byte{plain: []byte(index.String())}
 	listed[plain+r.Suffix] = Compress(tb, r.Suffix, []byte(index.String()))
+	have := []string{plain}
+	if r.Contents {
+		for _, arch := range []string{"all", r.Arch} {
+			name := "main/Contents-" + arch
+			listed[name] = r.contents(arch)
+			listed[name+r.Suffix] = Compress(tb, r.Suffix, listed[name])
+			have = append(have, name)
+		}
+	}
 	var release strings.Builder
 	fmt.Fprintf(&release, "Origin: test\nSuite: stable\nCodename: %s\nArchitectures: all %s\nComponents: main\n%sSHA256:\n", r.Suite, r.Arch, r.Fields)
 	for _, name := range slices.Sorted(maps.Keys(listed)) {
 		fmt.Fprintf(&release, " %x %d %s\n", sha256.Sum256(listed[name]), len(listed[name]), name)
 	}
 	dir := "dists/" + r.Suite + "/"
-	files[dir+plain+r.Suffix] = listed[plain+r.Suffix]
+	for _, name := range have {
+		files[dir+name+r.Suffix] = listed[name+r.Suffix]
+	}
 	files[dir+"InRelease"] = r.Sign([]byte(release.String()))
 	return files
+}
+
+// contents is the index of the files in packages of an architecture.
+func (r Repository) contents(arch string) []byte {
+	owners := map[string][]string{}
+	for _, p := range r.Packages {
+		if p = p.withDefaults(); p.Arch != arch {
+			continue
+		}
+		for _, e := range p.Files {
+			if name := strings.TrimPrefix(e.Name, "./"); e.header().Typeflag != tar.TypeDir {
+				owners[name] = append(owners[name], "non-free-firmware/kernel/"+p.Name)
+			}
+		}
+	}
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(owners)) {
+		fmt.Fprintf(&b, "%-40s %s\n", name, strings.Join(owners[name], ","))
+	}
+	return []byte(b.String())
 }

@@ -68,18 +68,25 @@ the tree are resolved.`
 
 func (f *packageFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.apkRepo, "apk-repo", "", "Alpine repository, a `URL` or directory; SOURCE are names of packages, or globs")
-	flags.StringVar(&f.apkArch, "apk-arch", apk.Arch(runtime.GOARCH), "`architecture` of --apk-repo, as Alpine calls it")
-	flags.StringArrayVar(&f.apkKeys, "apk-key", nil, "public key, or directory of such, that must have signed, a `FILE` called as Alpine calls it; can be repeated (default "+apkKeysDir+", if it is there)")
+	f.addRepos(cmd, "SOURCE are names of packages, or globs")
 	flags.StringArrayVar(&f.apks, "apk", nil, "package of Alpine to pack, a `FILE`; can be repeated, and SOURCE are more of them")
 	flags.StringArrayVar(&f.debs, "deb", nil, "package of Debian to pack, a `FILE`; can be repeated, and SOURCE are more of them")
-	flags.StringVar(&f.debRepo, "deb-repo", "", "Debian repository, a `URL` or directory; SOURCE are names of packages, or globs")
-	flags.StringVar(&f.debSuite, "deb-suite", "", "`suite` of --deb-repo, such as bookworm")
-	flags.StringVar(&f.debArch, "deb-arch", debArch(runtime.GOARCH), "`architecture` of --deb-repo and --deb-lists, as Debian calls it")
-	flags.StringArrayVar(&f.debKeyrings, "deb-keyring", nil, "`FILE` with the public keys that must have signed --deb-repo; can be repeated (default "+debKeyring+", if it is there)")
 	flags.StringVar(&f.debLists, "deb-lists", "", "with --deb: `directory` with the lists of apt, in which the packages must be (/var/lib/apt/lists)")
 	flags.StringVar(&f.lock, "lock", "", "`FILE` that says which packages these must be; made if it is not there")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "list the packages, and pack nothing")
+}
+
+// addRepos adds the flags that say where a repository is, what it is used for, and
+// whom to trust.
+func (f *packageFlags) addRepos(cmd *cobra.Command, use string) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.apkRepo, "apk-repo", "", "Alpine repository, a `URL` or directory; "+use)
+	flags.StringVar(&f.apkArch, "apk-arch", apk.Arch(runtime.GOARCH), "`architecture` of --apk-repo, as Alpine calls it")
+	flags.StringArrayVar(&f.apkKeys, "apk-key", nil, "public key, or directory of such, that must have signed, a `FILE` called as Alpine calls it; can be repeated (default "+apkKeysDir+", if it is there)")
+	flags.StringVar(&f.debRepo, "deb-repo", "", "Debian repository, a `URL` or directory; "+use)
+	flags.StringVar(&f.debSuite, "deb-suite", "", "`suite` of --deb-repo, such as bookworm")
+	flags.StringVar(&f.debArch, "deb-arch", debArch(runtime.GOARCH), "`architecture` of --deb-repo and --deb-lists, as Debian calls it")
+	flags.StringArrayVar(&f.debKeyrings, "deb-keyring", nil, "`FILE` with the public keys that must have signed --deb-repo; can be repeated (default "+debKeyring+", if it is there)")
 }
 
 // given reports whether packages are to be packed.
@@ -303,20 +310,28 @@ func unpackDebs(ctx context.Context, inputs []deb.Input) (*unpackedPackages, err
 	return u, nil
 }
 
-// openDebRepo opens a repository of Debian and selects packages.
-func (a *app) openDebRepo(ctx context.Context, f *packageFlags, globs []string) (*deb.Repository, []deb.Entry, func(), error) {
+// debRepo opens a repository of Debian.
+func (a *app) debRepo(f *packageFlags) (*deb.Repository, func(), error) {
 	rings := f.debKeyrings
 	if _, err := os.Stat(debKeyring); len(rings) == 0 && err == nil {
 		rings = []string{debKeyring}
 	}
 	if len(rings) == 0 {
-		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), deb.ErrUnsigned)
+		return nil, nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), deb.ErrUnsigned)
 	}
 	files, done, err := a.opener(f.debRepo)
 	if err != nil {
+		return nil, nil, err
+	}
+	return &deb.Repository{Files: files, Suite: f.debSuite, Architecture: f.debArch, Verifier: deb.GPGV{Keyrings: rings}}, done, nil
+}
+
+// openDebRepo does the same, and selects packages.
+func (a *app) openDebRepo(ctx context.Context, f *packageFlags, globs []string) (*deb.Repository, []deb.Entry, func(), error) {
+	repo, done, err := a.debRepo(f)
+	if err != nil {
 		return nil, nil, nil, err
 	}
-	repo := &deb.Repository{Files: files, Suite: f.debSuite, Architecture: f.debArch, Verifier: deb.GPGV{Keyrings: rings}}
 	entries, err := repo.Packages(ctx, globs)
 	if err != nil {
 		done()

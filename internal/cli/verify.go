@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"overmount/depmod"
+	"overmount/firmware"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/tree"
@@ -32,6 +33,7 @@ type verifyFlags struct {
 	trust        trust
 	kver         string
 	firmware     string
+	index        indexFlags
 	kernelConfig string
 	depmodConfig []string
 
@@ -69,8 +71,11 @@ Of modules, it reads every module in addition, from whichever store has it, and
 tells what is wrong: modules that cannot be read, index files that are not byte
 by byte what depmod writes, modules that modules.dep lacks or has too many,
 modules of another kernel, signatures, and compression that the kernel cannot
-undo (with --kernel-config). With --firmware, it tells which declared firmware
-is not there. Declared names are hints, so that is no error.
+undo (with --kernel-config). With --firmware, it tells of each module, and of each
+class of drivers, which declared firmware is there and which is not. Declared names
+are hints, so that is no error.
+
+` + indexHelp + `
 
 With --mount, it mounts the manifest for a moment in a directory of its own, without
 a cache, and reads there what a machine would: small and large files, a symlink,
@@ -87,13 +92,15 @@ What is found is an error, a warning or information. Only errors make verify
 fail; with --strict, warnings do too.
 
 With --json, each finding is an object: severity, check, store, path, text,
-names.
+names; of firmware also present (name, path), packages (name, version), perhaps,
+modules.
 
 ` + exitCodes,
 		Example: `  overmount verify modules.fl
   overmount verify --objects all --for-others --strict https://web.example.com/firmware.fl
   overmount verify --objects all --mount --strict --pubkey modules.pub https://web.example.com/modules.fl
   overmount verify --firmware firmware.fl --kernel-config /boot/config-6.1.0-56-amd64 modules.fl
+  overmount verify --firmware firmware.fl --deb-lists /var/lib/apt/lists modules.fl
   overmount verify /lib/modules/6.1.0-56-amd64`,
 		Args: args(1, 1, "FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.verify(cmd, &f, args[0]) },
@@ -111,6 +118,7 @@ names.
 	flags.StringArrayVar(&f.depmodConfig, "depmod-config", nil, "configuration of depmod, `FILE` or directory, that the indexes were made with; can be repeated")
 	flags.BoolVar(&f.strict, "strict", false, "let warnings count as errors")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for a store that does not answer")
+	f.index.add(cmd)
 	f.trust.flags(cmd)
 	a.jsonFlag(cmd)
 	return cmd
@@ -125,6 +133,10 @@ func (a *app) verify(cmd *cobra.Command, f *verifyFlags, file string) error {
 	if err := f.check(cmd, src.m != nil, modules); err != nil {
 		return err
 	}
+	packages, err := a.firmwareIndex(cmd.Context(), &f.index)
+	if err != nil {
+		return fmt.Errorf("verify %s: packages with firmware: %w", shown(file), err)
+	}
 	var findings []verify.Finding
 	if src.m != nil {
 		if findings, err = a.verifyStores(cmd.Context(), f, src.m); err != nil {
@@ -132,7 +144,7 @@ func (a *app) verify(cmd *cobra.Command, f *verifyFlags, file string) error {
 		}
 	}
 	if modules {
-		more, err := a.verifyModules(cmd, f, src)
+		more, err := a.verifyModules(cmd, f, src, packages)
 		if err != nil {
 			return fmt.Errorf("verify %s: %w", shown(file), err)
 		}
@@ -164,7 +176,7 @@ func (f *verifyFlags) check(cmd *cobra.Command, isManifest, modules bool) error 
 			return usagef(cmd, "--%s is for modules, and FILE is not a manifest of these (pack --kind modules)", name)
 		}
 	}
-	return nil
+	return f.index.check(cmd, f.firmware != "")
 }
 
 // verifyStores checks where the manifest says that its objects are, and whether
@@ -247,9 +259,9 @@ func layoutOf(r store.Reader) func() string {
 
 // verifyModules checks the modules. That no store answers is a finding: those of
 // the stores say more.
-func (a *app) verifyModules(cmd *cobra.Command, f *verifyFlags, src *moduleSource) ([]verify.Finding, error) {
+func (a *app) verifyModules(cmd *cobra.Command, f *verifyFlags, src *moduleSource, packages *firmware.Index) ([]verify.Finding, error) {
 	ctx := cmd.Context()
-	opts := &verify.ModulesOptions{Kver: src.kver, Inline: src.inline()}
+	opts := &verify.ModulesOptions{Kver: src.kver, Inline: src.inline(), Packages: packages}
 	if f.kver != "" {
 		opts.Kver = f.kver
 	}
