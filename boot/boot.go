@@ -32,6 +32,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -169,6 +170,11 @@ func (b *Boot) notReady() error {
 // Config returns the configuration, with its defaults filled in.
 func (b *Boot) Config() Config { return b.c }
 
+// Misled notes that settings were wrong, and left out.
+func (b *Boot) Misled(err error) {
+	b.try("settings", func() (string, error) { return "", err })
+}
+
 // Run does the steps, once. It returns when all is done that can be done now; the
 // report says how far that was. It fails only if the context ends.
 func (b *Boot) Run(ctx context.Context) error {
@@ -209,12 +215,20 @@ func (b *Boot) get(ctx context.Context, p place, wait time.Duration) error {
 	var c origin.Copy
 	err := b.step("fetch "+p.kind, func() (note string, err error) {
 		c, err = b.obtain(ctx, p, wait)
-		return fmt.Sprintf("%s: %s, serial %d", origin.Shown(p.manifest), c.State, c.Claims.Serial), err
+		return fmt.Sprintf("%s: %s, %s", origin.Shown(p.manifest), c.State, b.signed(p, c)), err
 	})
 	if err != nil {
 		return err
 	}
 	return b.step("mount "+p.kind, func() (string, error) { return p.dir, b.mount(ctx, p, c) })
+}
+
+// signed says what is known of who made a manifest.
+func (b *Boot) signed(p place, c origin.Copy) string {
+	if b.trust[p.kind].Key == nil {
+		return "by whom was not checked: no pubkey is set"
+	}
+	return fmt.Sprintf("serial %d", c.Claims.Serial)
 }
 
 // The pauses between two tries to get a manifest.
@@ -231,7 +245,7 @@ func (b *Boot) obtain(ctx context.Context, p place, wait time.Duration) (origin.
 	pauses := &backoff.ExponentialBackOff{InitialInterval: firstPause, MaxInterval: maxPause, Multiplier: 2, RandomizationFactor: 0.5}
 	var last error
 	for {
-		c, err := b.do.Fetch(within, p.manifest, b.c.Kept, b.trust[p.kind])
+		c, err := b.fetch(within, p)
 		if err == nil {
 			return c, nil
 		}
@@ -260,15 +274,55 @@ func (b *Boot) obtain(ctx context.Context, p place, wait time.Duration) (origin.
 	return b.fallback(ctx, p, last)
 }
 
+// fetch asks for a manifest once. A disk that is full, or not writable yet, costs a
+// machine what it could have kept for the next boot, and not its drivers.
+func (b *Boot) fetch(ctx context.Context, p place) (origin.Copy, error) {
+	c, err := b.do.Fetch(ctx, p.manifest, b.c.Kept, b.trust[p.kind])
+	if !isOf(err, b.c.Kept) {
+		return c, err
+	}
+	c, again := b.do.Fetch(ctx, p.manifest, b.keptInRun(), b.notBefore(ctx, p))
+	if again == nil {
+		b.log.Warn("the manifest cannot be kept for the next boot", "kind", p.kind, "dir", b.c.Kept, "error", err)
+	}
+	return c, again
+}
+
+// keptInRun is where manifests go that cannot be kept for long.
+func (b *Boot) keptInRun() string { return filepath.Join(b.c.RunDir, "kept") }
+
+// isOf reports whether an error is that of a file in a directory, or of one above it.
+func isOf(err error, dir string) bool {
+	pe, ok := errors.AsType[*fs.PathError](err)
+	return ok && (strings.HasPrefix(pe.Path+"/", dir+"/") || strings.HasPrefix(dir, pe.Path+"/"))
+}
+
+// notBefore is the trust in what is not older than what was kept.
+func (b *Boot) notBefore(ctx context.Context, p place) origin.Trust {
+	t := b.trust[p.kind]
+	if name, err := origin.Name(p.manifest); err == nil {
+		if c, err := origin.Open(ctx, b.c.Kept, name, t); err == nil {
+			t.MinSerial = max(t.MinSerial, c.Claims.Serial)
+		}
+	}
+	return t
+}
+
+// Embedded is the state of a manifest that the image has brought.
+const Embedded origin.State = "embedded"
+
 // fallback looks for a manifest on this machine, after its place failed.
 func (b *Boot) fallback(ctx context.Context, p place, reason error) (origin.Copy, error) {
 	name, err := origin.Name(p.manifest)
 	if err != nil {
 		return origin.Copy{}, reason
 	}
-	for _, dir := range []string{b.c.Kept, b.c.Embedded} {
+	for _, dir := range []string{b.keptInRun(), b.c.Kept, b.c.Embedded} {
 		c, err := origin.Open(ctx, dir, name, b.trust[p.kind])
 		if err == nil {
+			if dir == b.c.Embedded {
+				c.State = Embedded
+			}
 			b.log.Warn("using a manifest from this machine", "kind", p.kind, "file", c.Path, "serial", c.Claims.Serial, "reason", reason)
 			b.degrade()
 			return c, nil

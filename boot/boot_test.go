@@ -1,12 +1,14 @@
 package boot
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,9 +18,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"overmount/block"
 	"overmount/manifest"
 	"overmount/origin"
+	"overmount/signature"
 )
 
 const kver = "6.1.0-test"
@@ -167,6 +172,25 @@ func TestDegraded(t *testing.T) {
 	}
 }
 
+// A setting that was wrong, and so left out, is in the report.
+func TestMisled(t *testing.T) {
+	b := newBoot(t, config(t), &machine{})
+	b.Misled(errors.New("there is no setting \"pubkye\""))
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r := b.Report(); !r.Degraded || r.Steps[0].Name != "settings" || !strings.Contains(r.Line(), "settings failed") {
+		t.Errorf("report: %+v, want it degraded, with the settings", r)
+	}
+}
+
+func TestTotal(t *testing.T) {
+	r := Report{Mounts: []*MountReport{{Counts: map[string]int64{"files": 2}}, {Counts: map[string]int64{"files": 3, "objects": 1}}}}
+	if files, objects := r.Total("files"), r.Total("objects"); files != 5 || objects != 1 {
+		t.Errorf("files %d, objects %d, want 5 and 1", files, objects)
+	}
+}
+
 func TestWaitsForTheNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, start := &machine{}, time.Now()
@@ -210,6 +234,27 @@ func flist(t *testing.T, dir, name string, tags map[string]string) {
 	}
 }
 
+// signed signs a file with a new key, and returns that.
+func signed(t *testing.T, file string, c signature.Claims) (pubkey string) {
+	t.Helper()
+	key, err := signature.GenerateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sig, err := signature.Sign(key, bytes.NewReader(data), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file+signature.Suffix, sig, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return key.Public().String()
+}
+
 // With the server away, or a manifest at it that must not be used, what this
 // machine has does: first what was kept, then what the image brings.
 func TestFallback(t *testing.T) {
@@ -241,10 +286,50 @@ func TestFallback(t *testing.T) {
 			if took := time.Since(start); name != "no network" && took > time.Second {
 				t.Errorf("%s: it waited %v for what asking again cannot change", name, took)
 			}
-			if r := b.Report(); !r.Degraded || r.Mounts[0].State != string(origin.Kept) {
-				t.Errorf("%s: report %+v, want it degraded, with a state", name, r)
+			r, states := b.Report(), map[string]string{}
+			for _, m := range r.Mounts {
+				states[m.Kind] = m.State
+			}
+			if want := map[string]string{Modules: string(Embedded), Firmware: string(origin.Kept)}; !r.Degraded || !maps.Equal(states, want) {
+				t.Errorf("%s: degraded %v, states %v, want it degraded and %v", name, r.Degraded, states, want)
 			}
 		})
+	}
+}
+
+// A directory for manifests that takes none costs nothing but the copy: what it has
+// still says which manifests are too old.
+func TestNothingCanBeKept(t *testing.T) {
+	c := config(t)
+	name := "modules-" + kver + ".fl"
+	flist(t, c.Kept, name, map[string]string{manifest.TagKind: Modules, manifest.TagKver: kver})
+	c.Pubkey = signed(t, filepath.Join(c.Kept, name), signature.Claims{Kind: Modules, Kver: kver, Serial: 7})
+	full := &fs.PathError{Op: "write", Path: filepath.Join(c.Kept, ".x"), Err: unix.ENOSPC}
+	m := &machine{}
+	b := newBoot(t, c, m)
+	b.do.Fetch = func(_ context.Context, place, dir string, trust origin.Trust) (origin.Copy, error) {
+		if dir == c.Kept {
+			return origin.Copy{}, fmt.Errorf("manifest %s: %w", place, full)
+		}
+		if least := map[string]uint64{Modules: 7}[trust.Kind]; trust.MinSerial != least || trust.Key == nil {
+			t.Errorf("%s may have the serial %d, want %d", trust.Kind, trust.MinSerial, least)
+		}
+		return origin.Copy{Path: dir, State: origin.Fetched}, m.note("fetch " + place)
+	}
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := filepath.Join(c.RunDir, "kept")
+	if r := b.Report(); m.count("mount modules "+want) != 1 || m.count("mount firmware "+want) != 1 || r.Degraded {
+		t.Errorf("done %q, report %+v, want both mounted from %s", m.done, r, want)
+	}
+	for _, tt := range []struct {
+		path string
+		want bool
+	}{{c.Kept, true}, {c.Kept + "/x", true}, {filepath.Dir(c.Kept), true}, {c.Kept + "x", false}, {c.RunDir, false}} {
+		if got := isOf(&fs.PathError{Path: tt.path, Err: unix.EROFS}, c.Kept); got != tt.want {
+			t.Errorf("isOf an error of %s, %s = %v, want %v", tt.path, c.Kept, got, tt.want)
+		}
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"overmount/kmod"
+	"overmount/origin"
 )
 
 // A Config is what a boot is told. The same settings are in a file (TOML, by the
@@ -132,35 +133,45 @@ func (c *Config) settings() []setting {
 	}
 }
 
-// Set gives a setting its value, as text.
+// Settings returns the names of all settings.
+func Settings() []string {
+	var names []string
+	for _, s := range new(Config).settings() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// Set gives a setting its value, as text. Its errors do not name the setting, but
+// where there is none of that name.
 func (c *Config) Set(name, text string) error {
 	for _, s := range c.settings() {
 		if s.name == name {
 			return s.set(text)
 		}
 	}
-	return fmt.Errorf("there is no setting %.40q", name)
+	return fmt.Errorf("there is no setting %.40q: \"overmount boot --help\" has all", name)
 }
 
 func (s setting) set(text string) (err error) {
 	switch v := s.value.(type) {
 	case *string:
 		if s.oneOf != nil && !slices.Contains(s.oneOf, text) {
-			return fmt.Errorf("%s: want one of %s, not %.40q", s.name, strings.Join(s.oneOf, ", "), text)
+			return fmt.Errorf("want one of %s, not %.40q", strings.Join(s.oneOf, ", "), text)
 		}
 		*v = text
 	case *bool:
 		if *v, err = strconv.ParseBool(text); err != nil {
-			return fmt.Errorf("%s: want true or false, not %.40q", s.name, text)
+			return fmt.Errorf("want true or false, not %.40q", text)
 		}
 	case *uint64:
 		if *v, err = strconv.ParseUint(text, 10, 64); err != nil {
-			return fmt.Errorf("%s: want a number, not %.40q", s.name, text)
+			return fmt.Errorf("want a number, not %.40q", text)
 		}
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil || d <= 0 {
-			return fmt.Errorf("%s: want a time as in 60s or 2m, not %.40q", s.name, text)
+			return fmt.Errorf("want a time as in 60s or 2m, not %.40q", text)
 		}
 		*v = d
 	case *[]string:
@@ -248,7 +259,8 @@ func (c *Config) ReadEnv(getenv func(string) string) error {
 func (c *Config) ReadCommandLine(line string) error {
 	var errs []error
 	for word := range kmod.CommandLine(line) {
-		setting, ok := strings.CutPrefix(word, "overmount.")
+		// Boot loaders put quotes around a whole word, too.
+		setting, ok := strings.CutPrefix(strings.TrimPrefix(word, `"`), "overmount.")
 		if !ok {
 			continue
 		}
@@ -267,12 +279,11 @@ const none = "none"
 // fill puts the kernel's version and the defaults that depend on others in place.
 func (c *Config) fill() error {
 	if c.Base != "" {
-		base := strings.TrimRight(c.Base, "/")
 		if c.Modules == "" {
-			c.Modules = base + "/modules-{kver}.fl"
+			c.Modules = below(c.Base, "modules-{kver}.fl")
 		}
 		if c.Firmware == "" {
-			c.Firmware = base + "/firmware.fl"
+			c.Firmware = below(c.Base, "firmware.fl")
 		}
 	}
 	if !kmod.IsVersion(c.Kver) {
@@ -291,6 +302,15 @@ func (c *Config) fill() error {
 			"the environment (OVERMOUNT_BASE) or on the kernel command line (overmount.base=URL)")
 	}
 	return nil
+}
+
+// below is a file in a directory, which may be a URL with a query, as a token.
+func below(dir, name string) string {
+	query := ""
+	if i := strings.IndexByte(dir, '?'); i >= 0 && origin.IsURL(dir) {
+		dir, query = dir[:i], dir[i:]
+	}
+	return strings.TrimRight(dir, "/") + "/" + name + query
 }
 
 func given(place string) bool { return place != "" && place != none }

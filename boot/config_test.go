@@ -31,7 +31,7 @@ writable = true
 	if err := c.ReadEnv(func(name string) string { return env[name] }); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.ReadCommandLine(`quiet overmount.base=https://web.example/c overmount.load="a,b" e1000e.x=1 overmount.cache_size=5` + "\n"); err != nil {
+	if err := c.ReadCommandLine(`quiet overmount.base=https://web.example/c overmount.load="a,b" e1000e.x=1 "overmount.cache_size=5" xovermount.kver=y` + "\n"); err != nil {
 		t.Fatal(err)
 	}
 	want := Default()
@@ -50,6 +50,20 @@ func TestFill(t *testing.T) {
 	}
 	if c.Modules != "https://web.example/flists/modules-6.1.0.fl" || c.Firmware != none || c.ModulesDir != "/lib/modules/6.1.0" {
 		t.Errorf("fill: modules %s in %s, firmware %s", c.Modules, c.ModulesDir, c.Firmware)
+	}
+}
+
+// A directory may be a URL with a token, which goes with each file.
+func TestBelow(t *testing.T) {
+	for _, tt := range []struct{ dir, want string }{
+		{"https://web.example/a", "https://web.example/a/x.fl"},
+		{"https://web.example/a//", "https://web.example/a/x.fl"},
+		{"https://web.example/?token=a/b", "https://web.example/x.fl?token=a/b"},
+		{"/srv/what?/", "/srv/what?/x.fl"},
+	} {
+		if got := below(tt.dir, "x.fl"); got != tt.want {
+			t.Errorf("below(%q) = %q, want %q", tt.dir, got, tt.want)
+		}
 	}
 }
 

@@ -57,7 +57,7 @@ type Step struct {
 type MountReport struct {
 	Kind     string           `json:"kind"`
 	Manifest string           `json:"manifest"`
-	State    string           `json:"state"` // as of origin.State
+	State    string           `json:"state"` // as of origin.State, or Embedded
 	Serial   uint64           `json:"serial,omitempty"`
 	Dir      string           `json:"dir"`
 	Counts   map[string]int64 `json:"counts"`
@@ -120,6 +120,15 @@ func (r *Report) Took() time.Duration {
 		end = max(end, s.Start+s.Took)
 	}
 	return end
+}
+
+// Total returns the sum of one count over all mounts.
+func (r *Report) Total(name string) int64 {
+	var sum int64
+	for _, m := range r.Mounts {
+		sum += m.Counts[name]
+	}
+	return sum
 }
 
 // Line is the report in one line.

@@ -179,6 +179,13 @@ func TestClassAndName(t *testing.T) {
 	if got := bootpack.Class(nil); got != "any" {
 		t.Errorf("Class of nothing = %q, want any", got)
 	}
+	for text, want := range map[string]bool{
+		class: true, "any": true, "": false, ".": false, "..": false, "a/b": false, strings.Repeat("a", 128): true, strings.Repeat("a", 129): false,
+	} {
+		if got := bootpack.IsClass(text); got != want {
+			t.Errorf("IsClass(%.20q) = %v, want %v", text, got, want)
+		}
+	}
 	if got := bootpack.Name("modules.fl", "6.1.0", "any"); got != "modules.fl.6.1.0.any.pack" {
 		t.Errorf("Name = %q", got)
 	}

@@ -2,6 +2,7 @@ package bootpack
 
 import (
 	"encoding/hex"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -20,6 +21,11 @@ func Class(modaliases []string) string {
 	}
 	sum := blake2b.Sum256([]byte(strings.Join(sorted, "\n")))
 	return hex.EncodeToString(sum[:8])
+}
+
+// IsClass reports whether a text can be a class: it becomes a part of a file's name.
+func IsClass(text string) bool {
+	return fs.ValidPath(text) && text != "." && len(text) <= 128 && !strings.Contains(text, "/")
 }
 
 // Name returns what a pack is published as, in the directory of its manifest, whose

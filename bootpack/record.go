@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"strings"
 	"time"
 )
 
@@ -68,7 +67,7 @@ func ReadRecord(r io.Reader) (accesses []Access, class string, err error) {
 	if !lines.Scan() || json.Unmarshal(lines.Bytes(), &h) != nil || h.Overmount != recordFormat {
 		return nil, "", errors.Join(errors.New("it is not a record, as mount --record writes it"), lines.Err())
 	}
-	if !fs.ValidPath(h.Class) || len(h.Class) > 255 || strings.Contains(h.Class, "/") {
+	if !IsClass(h.Class) {
 		return nil, "", fmt.Errorf("line 1: %.80q is no class of hardware", h.Class)
 	}
 	for n := 2; lines.Scan(); n++ {

@@ -1,8 +1,9 @@
 #!/bin/sh
 # The first program of a machine that has only its initramfs: makes the kernel's
 # file systems appear, loads the modules of stage 1 that the hardware asks for,
-# gets an address, and hands over to /etc/overmount/start if the image has it, and
-# otherwise to "overmount boot" and the image's /sbin/init.
+# gets an address, and hands over to /etc/overmount/start if the image has it.
+# Otherwise it starts udevd, if the image has that, and "overmount boot", and hands
+# over to the image's /sbin/init, whatever came of it.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 export PATH
 
@@ -67,8 +68,16 @@ if [ -x /etc/overmount/start ]; then
 	exec /etc/overmount/start
 elif [ -e /etc/overmount/start ]; then
 	say "/etc/overmount/start is not executable"
-elif overmount boot && [ -x /sbin/init ]; then
-	exec /sbin/init
+else
+	if [ -x /sbin/udevd ]; then
+		udevd --daemon --children-max=64 --event-timeout=120 || say "udevd does not start"
+	fi
+	overmount boot || say "overmount boot ended with $?: this machine has the drivers of its image, and no others"
+	if [ -x /sbin/init ]; then
+		# It starts its own, with its own rules. Two would handle all events twice.
+		if [ -x /sbin/udevd ]; then udevadm control --exit; fi
+		exec /sbin/init
+	fi
 fi
 say "there is nothing more to start: here is a shell"
 exec setsid cttyhack sh

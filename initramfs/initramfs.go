@@ -147,6 +147,9 @@ func (o *Options) check() error {
 	return nil
 }
 
+// Has reports whether there is something at a path in the image.
+func (im *Image) Has(name string) bool { return im.archive.Has(name) }
+
 // part returns the part of a name, which is new or the last one of that name.
 func (im *Image) part(name string) *Part {
 	for _, p := range im.Parts {

@@ -28,6 +28,14 @@ type Stage1 struct {
 	Firmware []string
 	// NoFirmware are names of declared files that are not.
 	NoFirmware []string
+
+	builtin func(name string) bool
+}
+
+// Has reports whether the kernel has a module before the mounts: as a file of stage 1,
+// or built in.
+func (s *Stage1) Has(name string) bool {
+	return s.builtin(name) || slices.ContainsFunc(s.Modules, func(m Module) bool { return m.Name == name })
 }
 
 // A Module is one of stage 1.
@@ -40,6 +48,7 @@ type Module struct {
 	source   string // the file, which may be compressed
 	plain    []byte
 	firmware []string
+	builtFor string // the version of the kernel; empty if the module does not say
 }
 
 // A set is a choice of modules.
@@ -232,7 +241,7 @@ func (s *selection) stage1() (*Stage1, error) {
 	if err != nil {
 		return nil, fmt.Errorf("stage 1: %w", err)
 	}
-	out := &Stage1{Absent: slices.Sorted(maps.Keys(s.absent))}
+	out := &Stage1{Absent: slices.Sorted(maps.Keys(s.absent)), builtin: s.tree.Builtin}
 	for _, name := range s.load {
 		if s.names[name] {
 			out.Always = append(out.Always, name)
@@ -296,6 +305,7 @@ func (m *Module) read(fsys fs.FS) error {
 		return err
 	}
 	m.firmware = info.Info.All("firmware")
+	m.builtFor, _, _ = strings.Cut(info.Info.Get("vermagic"), " ")
 	return nil
 }
 
@@ -317,6 +327,7 @@ func (im *Image) addStage1(ctx context.Context, o *Options) error {
 	if err := s.read(ctx, o.Modules); err != nil {
 		return err
 	}
+	im.warnOfOtherKernels(o.Kver)
 	dir := path.Join("lib/modules", o.Kver)
 	p := im.part("modules")
 	for _, m := range s.Modules {
@@ -328,6 +339,21 @@ func (im *Image) addStage1(ctx context.Context, o *Options) error {
 		return err
 	}
 	return im.addFirmware(o.Firmware)
+}
+
+// warnOfOtherKernels says that modules are not for the kernel whose directory they lie
+// in: it will refuse them, or crash.
+func (im *Image) warnOfOtherKernels(kver string) {
+	var others []Module
+	for _, m := range im.Stage1.Modules {
+		if m.builtFor != "" && m.builtFor != kver {
+			others = append(others, m)
+		}
+	}
+	if len(others) > 0 {
+		im.Warnings = append(im.Warnings, fmt.Sprintf("%d of %d modules were not built for the kernel %s; %s, for one, is for %s",
+			len(others), len(im.Stage1.Modules), kver, others[0].Name, others[0].builtFor))
+	}
 }
 
 // addIndexes makes the indexes of exactly these modules.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"overmount/boot"
 	"overmount/coldplug"
@@ -26,6 +27,7 @@ import (
 	"overmount/manifest"
 	"overmount/origin"
 	"overmount/prefetch"
+	"overmount/store/httpstore"
 )
 
 // bootConfig is where the configuration is if nobody says otherwise.
@@ -65,20 +67,25 @@ mounted is tried again in the background, for ever. The report is in
 /run/overmount/ready is there when boot has done its steps.
 
 Settings are in FILE (TOML), in the environment (OVERMOUNT_NAME) and on the kernel
-command line (overmount.name=value), where the later ones count. {kver} stands for
-the version of the kernel.
+command line (overmount.name=value), where the later ones count. Upper case and _
+stand for lower case and - in the environment; lists have commas there and on the
+command line. {kver} stands for the version of the kernel. With a setting in FILE
+that does not exist, or a wrong value there or in the environment, nothing is done;
+one on the command line, which nobody can mend by then, is left out and reported.
 
   base             URL or directory with modules-{kver}.fl and firmware.fl
   modules          manifest, by URL or path, or none (default from base)
   firmware         the same for firmware
   pubkey           public key, or its file, that must have signed both
   modules-serial   least serial of the signature; also firmware-serial
+  kver             version of the kernel (default that of the running one)
   modules-dir      where modules go (default /lib/modules/{kver}); also firmware-dir
   stage1-firmware  firmware to keep in reach (default /lib/overmount/firmware)
   cache            directory for objects, or none (default /run/overmount/cache)
   cache-size       its limit in bytes (default 64 MiB)
   kept, embedded   directories with manifests for when no server answers
-                   (defaults /var/lib/overmount, /usr/share/overmount)
+                   (defaults /var/lib/overmount, /usr/share/overmount); what is
+                   fetched goes to kept, or to run-dir if that cannot be written
   network-wait     how long to wait for the manifests (default 60s)
   settle-timeout   how long devices may take (default 120s)
   read-timeout     how long a read waits for a store (default 90s)
@@ -108,33 +115,30 @@ the version of the kernel.
 }
 
 // bootSettings reads the configuration. A wrong word on the kernel command line is
-// only said: nobody can mend it now.
-func (a *app) bootSettings(f *bootFlags) (*boot.Config, error) {
-	c := boot.Default()
+// wrong, and no more: nobody can mend it now.
+func (a *app) bootSettings(f *bootFlags) (c *boot.Config, wrong, err error) {
+	c = boot.Default()
 	file := f.config
 	if file == "" {
 		file = bootConfig
 	}
 	if _, err := os.Stat(file); f.config != "" || !errors.Is(err, fs.ErrNotExist) {
 		if err := c.ReadFile(file); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	if err := c.ReadEnv(a.Getenv); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	line, err := readLimited("/proc/cmdline", 64<<10)
 	if err != nil {
-		return nil, fmt.Errorf("kernel command line: %w", err)
+		return nil, nil, fmt.Errorf("kernel command line: %w", err)
 	}
-	if err := c.ReadCommandLine(string(line)); err != nil {
-		a.warn([]string{err.Error()})
-	}
-	return c, nil
+	return c, c.ReadCommandLine(string(line)), nil
 }
 
 func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
-	config, err := a.bootSettings(f)
+	config, wrong, err := a.bootSettings(f)
 	if err != nil {
 		return err
 	}
@@ -153,15 +157,27 @@ func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
 			err := a.startDaemon(cmd.Context(), f.initrd.argv0(), "")
 			return errors.Join(err, a.strictly(f, config))
 		}
-		h.caller = func() error { return a.detach(pipe) }
+		h.caller = func() error { return a.detachBooted(pipe) }
 	}
+	outliveReaders()
+	f.initrd.outliveRoot()
 	log, err := a.bootLog(cmd, config)
 	if err != nil {
 		return err
 	}
-	m := &machine{app: a, config: config, log: log, fetcher: origin.NewFetcher(a.originOptions())}
+	m := &machine{app: a, config: config, wrong: wrong, log: log, fetcher: origin.NewFetcher(a.originOptions())}
 	defer m.fetcher.Close()
 	return m.run(cmd.Context(), &h)
+}
+
+// detachBooted is detach for a boot, which goes on when an init that had no more
+// patience has killed the caller: drivers are loaded by then.
+func (a *app) detachBooted(pipe *os.File) error {
+	err := a.detach(pipe)
+	if errors.Is(err, unix.EPIPE) {
+		return letGo()
+	}
+	return err
 }
 
 // strictly makes a degraded boot a failure, if that was asked for.
@@ -179,8 +195,8 @@ func (a *app) strictly(f *bootFlags, c *boot.Config) error {
 	return nil
 }
 
-// bootLog writes to stderr and to a file, which is there when nobody reads the
-// console.
+// bootLog writes to a file and to stderr: the file is there when nobody reads the
+// console, and is written whatever becomes of it.
 func (a *app) bootLog(cmd *cobra.Command, c *boot.Config) (*slog.Logger, error) {
 	if err := os.MkdirAll(c.RunDir, 0o755); err != nil {
 		return nil, err
@@ -189,23 +205,33 @@ func (a *app) bootLog(cmd *cobra.Command, c *boot.Config) (*slog.Logger, error) 
 	if err != nil {
 		return nil, err
 	}
-	return a.logger(cmd, io.MultiWriter(a.Stderr, file))
+	return a.logger(cmd, io.MultiWriter(file, a.Stderr))
 }
 
 // originOptions are those for fetching manifests. A server that wants credentials
 // gets them from where those for stores are.
 func (a *app) originOptions() *origin.Options {
-	auth, err := a.httpAuth()
-	if err != nil || auth == nil {
-		return nil // stores will say what is wrong with it
+	auth := a.auth()
+	if auth == nil {
+		return nil
 	}
 	return &origin.Options{Client: httpclient.Options{Wrap: func(rt http.RoundTripper) http.RoundTripper { return auth.Transport(rt) }}}
+}
+
+// auth returns the credentials for what is not a store, nil if there are none.
+func (a *app) auth() *httpstore.Auth {
+	auth, err := a.httpAuth()
+	if err != nil {
+		return nil // stores will say what is wrong with it
+	}
+	return auth
 }
 
 // A machine is the one that this program runs on, while it boots.
 type machine struct {
 	*app
 	config  *boot.Config
+	wrong   error // in the settings, and left out
 	log     *slog.Logger
 	fetcher *origin.Fetcher
 	class   string // before drivers have found more devices
@@ -231,6 +257,9 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 		return err
 	}
 	*m.config = b.Config()
+	if m.wrong != nil {
+		b.Misled(m.wrong)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
@@ -248,7 +277,7 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	}
 	tell()
 	report := b.Report()
-	m.log.Info("booted", "degraded", report.Degraded, "took", report.Took().Round(time.Millisecond), "mounted", len(report.Mounts), "pending", len(report.Pending))
+	m.logBooted(&report)
 	if err := b.SetReady(); err != nil {
 		m.log.Error("the ready file could not be written", "error", err)
 	}
@@ -259,6 +288,15 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	b.Background(ctx, tell)
 	m.wait(ctx)
 	return nil
+}
+
+// logBooted is the report in one line of the log.
+func (m *machine) logBooted(r *boot.Report) {
+	attrs := []any{"degraded", r.Degraded, "took", r.Took().Round(time.Millisecond), "mounted", len(r.Mounts), "pending", len(r.Pending)}
+	for _, name := range []string{"files", "objects", "object_bytes", "requests", "failed_requests", "waited_ms", "prefetch_hits"} {
+		attrs = append(attrs, name, r.Total(name))
+	}
+	m.log.Info("booted", attrs...)
 }
 
 // wait returns when the context ends, or all mounts have.
@@ -333,7 +371,7 @@ func (m *machine) expectPack(ctx context.Context, place string, t origin.Trust) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e := m.early[t.Kind]; e == nil || e.failed() {
-		m.early[t.Kind] = beginPack(context.WithoutCancel(ctx), place, t.Kver, m.class)
+		m.early[t.Kind] = beginPack(context.WithoutCancel(ctx), place, t.Kver, m.class, m.auth())
 	}
 }
 
@@ -345,7 +383,13 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 	}
 	k := &bootMount{log: m.log, url: m.placeOf(kind)}
 	f := m.mountFlags(kind, file)
-	if k.opened, err = f.openContent(m.app, man, m.log); err != nil {
+	k.opened, err = f.openContent(m.app, man, m.log)
+	if _, ofFile := errors.AsType[*fs.PathError](err); ofFile && f.cacheDir != "" {
+		m.log.Warn("going on without a cache of objects", "kind", kind, "error", err)
+		f.cacheDir = ""
+		k.opened, err = f.openContent(m.app, man, m.log)
+	}
+	if err != nil {
 		return nil, err
 	}
 	k.fetcher = prefetch.New(k.tree, &prefetch.Options{Closure: kind == boot.Modules && m.config.Prefetch != "none", Firmware: declaredTo{m}, Record: m.config.Record != ""})
@@ -476,7 +520,7 @@ func (m *machine) pack(ctx context.Context, kind string, k *bootMount) int {
 	delete(m.early, kind)
 	m.mu.Unlock()
 	if early == nil || early.failed() {
-		f := warmFlags{pack: "auto", class: m.class}
+		f := warmFlags{pack: "auto", class: m.class, auth: m.auth()}
 		return f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
 	}
 	blocks, err := k.fetcher.Pack(ctx, early.spool)

@@ -148,6 +148,11 @@ func (a *app) detach(pipe *os.File) error {
 	if err := pipe.Close(); err != nil {
 		return err
 	}
+	return letGo()
+}
+
+// letGo has the program talk to nobody any more.
+func letGo() error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err

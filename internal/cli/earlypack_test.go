@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+
+	"overmount/store/httpstore"
 )
 
 // The pack of any machine is taken where there is none of this one's class.
@@ -23,7 +25,7 @@ func TestEarlyPackOfAnyMachine(t *testing.T) {
 		_, _ = w.Write(want)
 	}))
 	t.Cleanup(server.Close)
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef")
+	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
 	got, err := io.ReadAll(e.spool)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("read %d bytes, %v, want the %d of the pack", len(got), err, len(want))
@@ -33,14 +35,37 @@ func TestEarlyPackOfAnyMachine(t *testing.T) {
 	}
 }
 
+// A server that wants credentials for the manifest wants them for its pack.
+func TestPackWithCredentials(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer word" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = w.Write([]byte("pack"))
+	}))
+	t.Cleanup(server.Close)
+	a := &app{Env: Env{Getenv: func(name string) string {
+		return map[string]string{httpstore.AuthEnv: server.URL + " bearer word"}[name]
+	}}}
+	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", a.auth())
+	if got, err := io.ReadAll(e.spool); err != nil || string(got) != "pack" {
+		t.Errorf("read %q, %v, want the pack", got, err)
+	}
+	e = beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	if _, err := io.ReadAll(e.spool); err == nil {
+		t.Error("without credentials there is a pack, too")
+	}
+}
+
 func TestNoEarlyPack(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef")
+	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
 	if _, err := io.ReadAll(e.spool); !errors.Is(err, fs.ErrNotExist) || e.failed() {
 		t.Errorf("where there is no pack: %v, failed %v, want fs.ErrNotExist, which does not pass", err, e.failed())
 	}
 	server.Close()
-	e = beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef")
+	e = beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
 	if _, err := io.ReadAll(e.spool); err == nil {
 		t.Error("reading from a server that is away did not fail")
 	}
@@ -59,7 +84,7 @@ func TestEarlyPackIsLeft(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	t.Cleanup(func() { close(hold) })
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef")
+	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
 	if _, err := io.ReadFull(e.spool, make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}

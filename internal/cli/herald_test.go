@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,4 +72,47 @@ func hear(t *testing.T, c *net.UnixConn) string {
 		t.Fatal(err)
 	}
 	return string(data[:n])
+}
+
+// Of a boot the service manager hears when all steps were done, how that went, and
+// when the mounts go.
+func TestServiceManagerOfBoot(t *testing.T) {
+	testenv.FUSE(t)
+	dir := t.TempDir()
+	manifest, config, socket := filepath.Join(dir, "firmware.fl"), filepath.Join(dir, "boot.toml"), filepath.Join(dir, "notify")
+	if err := os.Mkdir(filepath.Join(dir, "src"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mustRun(t, "overmount", "pack", "--kind", "firmware", "-m", manifest, "-s", "dir://"+dir+"/objects", filepath.Join(dir, "src"))
+	text := fmt.Sprintf("kver = '6.1.0-test'\nmodules = 'none'\nfirmware = %q\nfirmware-dir = %q\nrun-dir = %q\ncache = 'none'\ncoldplug = 'none'\nstage1-firmware = 'none'\n",
+		manifest, dir+"/target", dir+"/run")
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", socket)
+	cmd := exec.CommandContext(t.Context(), "overmount", "boot", "--foreground", "--config", config)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir+"/target", unix.MNT_DETACH) })
+	if got, want := hear(t, manager), "READY=1\nSTATUS=modules and firmware: firmware local at "+dir+"/target; "; !strings.HasPrefix(got, want) {
+		t.Errorf("first the manager hears %q, want it to begin with %q", got, want)
+	}
+	if _, err := os.Stat(dir + "/run/ready"); err != nil || !isMounted(dir+"/target") {
+		t.Errorf("when the manager hears of it, the ready file or the mount is not there: %v", err)
+	}
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := hear(t, manager); got != "STOPPING=1" {
+		t.Errorf("then the manager hears %q, want STOPPING=1", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("boot: %v", err)
+	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"overmount/boot"
 	"overmount/initramfs"
 	"overmount/internal/atomicfile"
 )
@@ -41,6 +42,8 @@ type initramfsFlags struct {
 	out      string
 	compress string
 	dryRun   bool
+
+	boot *boot.Config // what is in config, nil without one
 }
 
 func (a *app) initramfsCommand() *cobra.Command {
@@ -69,10 +72,17 @@ is the same of lib/firmware. The modules of --stage1 are a list with commas of:
 
 With --busybox the image starts with a script, which loads of these modules what
 the hardware asks for, gets an address by DHCP, and starts /etc/overmount/start
-if that was included, otherwise "overmount boot". Without, --init says what the
-image starts with. --udev takes udevd, udevadm, kmod and their libraries from this
+if that was included; otherwise udevd, if --udev brought it, "overmount boot", and
+then /sbin/init if that was included. Without --busybox, --init says what the image
+starts with, and that has to see to all of this: the program itself asks for no
+address. --udev takes udevd, udevadm, kmod and their libraries from this
 system, --udev=ROOT from another one. A program that is not static brings its
 libraries.
+
+With --config, the image has /etc/overmount.toml for "overmount boot"; one that boot
+would refuse is refused here. With --key it has the keys for its pubkey. A manifest that is included as /usr/share/overmount/NAME, with
+its signature NAME.minisig, stands in when no server answers; NAME is the last part
+of its URL, as modules-KVER.fl.
 
 The same inputs give the same image. Times in it are those of SOURCE_DATE_EPOCH,
 or 0. It says what each part costs; "compressed" is an estimate, a tenth too high.
@@ -128,6 +138,7 @@ func (a *app) initramfs(cmd *cobra.Command, f *initramfsFlags) error {
 	if err != nil {
 		return fmt.Errorf("initramfs: %w", err)
 	}
+	im.Warnings = append(im.Warnings, f.odd(im)...)
 	for _, w := range im.Warnings {
 		a.warnf("%s", w)
 	}
@@ -171,6 +182,9 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 	o := &initramfs.Options{
 		Stage1: f.stage1, Program: f.program, Busybox: f.busybox, Udev: f.udev, Init: f.init, Config: f.config, Keys: f.keys,
 	}
+	if err := f.checkConfig(); err != nil {
+		return nil, err
+	}
 	modules, err := a.openModules(cmd, &f.trust, f.meta, f.timeout)
 	if err != nil {
 		return nil, err
@@ -207,6 +221,29 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 		o.Mtime = time.Unix(sec, 0)
 	}
 	return o, nil
+}
+
+// checkConfig reads the configuration as the machine will.
+func (f *initramfsFlags) checkConfig() error {
+	if f.config == "" {
+		return nil
+	}
+	f.boot = boot.Default()
+	return f.boot.ReadFile(f.config)
+}
+
+// odd is what the configuration asks for and the image does not have.
+func (f *initramfsFlags) odd(im *initramfs.Image) (warnings []string) {
+	if f.boot == nil {
+		return nil
+	}
+	if (f.boot.Writable || f.boot.KeepLower) && !im.Stage1.Has("overlay") {
+		warnings = append(warnings, f.config+": writable and keep-lower need overlayfs, and stage 1 does not have overlay: add it to --stage1")
+	}
+	if key := strings.TrimPrefix(f.boot.Pubkey, "/"); strings.HasPrefix(key, initramfs.KeyDir+"/") && !im.Has(key) {
+		warnings = append(warnings, f.config+": pubkey is "+f.boot.Pubkey+", and the image has no such file: add it with --key")
+	}
+	return warnings
 }
 
 // programForBoot returns the file of overmount-boot, if it lies beside this program, or

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) {
 				return new(net.Dialer).DialContext(ctx, "udp", server)
 			}}
 		}
+		if os.Getenv(noNetlink) != "" {
+			forbidNetlink()
+		}
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		code := Run(ctx, Env{Args: os.Args[1:], Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
 		stop()
@@ -111,6 +114,33 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	// awaitline FILE PATTERN returns when a line of the file matches.
 	"awaitline": func(ts *testscript.TestScript, _ bool, args []string) {
 		awaitLine(ts.Fatalf, ts.MkAbs(args[0]), regexp.MustCompile(args[1]))
+	},
+	// awaitreader DIR returns when nobody reads the stderr of the program that serves
+	// DIR any more, which is a pipe.
+	"awaitreader": func(ts *testscript.TestScript, _ bool, args []string) {
+		pids := daemons(args[0])
+		if len(pids) != 1 {
+			ts.Fatalf("programs that serve %s: %v, want one", args[0], pids)
+		}
+		ts.Check(awaitNoReader(fmt.Sprintf("/proc/%d/fd/2", pids[0])))
+	},
+	// awaitdetached DIR returns when the program that serves DIR has let go of its
+	// stderr.
+	"awaitdetached": func(ts *testscript.TestScript, _ bool, args []string) {
+		for end := time.Now().Add(limit); ; runtime.Gosched() {
+			pids := daemons(args[0])
+			if len(pids) != 1 {
+				ts.Fatalf("programs that serve %s: %v, want one", args[0], pids)
+			}
+			stderr, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", pids[0]))
+			ts.Check(err)
+			if stderr == os.DevNull {
+				return
+			}
+			if time.Now().After(end) {
+				ts.Fatalf("the program that serves %s still has %s as its stderr after %v", args[0], stderr, limit)
+			}
+		}
 	},
 	// running N DIR checks how many programs serve DIR, which is as they were
 	// told it.
@@ -206,6 +236,32 @@ func makeModule(name string) error {
 }
 
 const limit = time.Minute
+
+// awaitNoReader waits until the last reader of a pipe has closed it. As one of its
+// writers it does not read.
+func awaitNoReader(pipe string) error {
+	fd, err := unix.Open(pipe, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENXIO) {
+		return nil // there is none
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	fds := []unix.PollFd{{Fd: int32(fd)}} // an error is always waited for
+	for {
+		n, err := unix.Poll(fds, int(limit.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return err
+		case n == 0:
+			return fmt.Errorf("%s still has a reader after %v", pipe, limit)
+		default:
+			return nil
+		}
+	}
+}
 
 // awaitFile waits until a file is there.
 func awaitFile(fatalf func(string, ...any), file string) {

@@ -132,6 +132,8 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 		}
 		f.herald.caller = func() error { return a.detach(pipe) }
 	}
+	outliveReaders()
+	f.initrd.outliveRoot()
 	log, err := a.mountLog(cmd, f.logFile)
 	if err != nil {
 		return err
@@ -170,6 +172,7 @@ func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog
 	if err != nil {
 		return err
 	}
+	f.auth = a.auth()
 	cool := f.warm(ctx, f.meta, o.tree.Manifest().Tag("kver"), p, kernel, log)
 	defer func() { err = errors.Join(err, cool()) }()
 	// Reading the manifest took several times the memory that its table does.

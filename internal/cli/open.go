@@ -18,6 +18,7 @@ import (
 	"overmount/cache"
 	"overmount/manifest"
 	"overmount/store"
+	"overmount/store/httpstore"
 	"overmount/tree"
 	"overmount/verify"
 )
@@ -48,8 +49,13 @@ func openManifest(ctx context.Context, file string) (*manifest.Manifest, error) 
 // copyTo writes what is in FILE, a path or a URL, to w. It fails for what is longer
 // than limit bytes, and with fs.ErrNotExist for what is not there.
 func copyTo(ctx context.Context, w io.Writer, file string, limit int64) error {
+	return copyAs(ctx, w, file, limit, nil)
+}
+
+// copyAs is copyTo with credentials, which may be nil.
+func copyAs(ctx context.Context, w io.Writer, file string, limit int64, auth *httpstore.Auth) error {
 	if isURL(file) {
-		return fetchTo(ctx, w, file, limit)
+		return fetchTo(ctx, w, file, limit, auth)
 	}
 	info, err := os.Stat(file)
 	if err != nil {
@@ -95,7 +101,7 @@ func (e *statusError) Is(target error) bool {
 	return target == fs.ErrNotExist && (e.code == http.StatusNotFound || e.code == http.StatusGone)
 }
 
-func fetchTo(ctx context.Context, w io.Writer, from string, limit int64) error {
+func fetchTo(ctx context.Context, w io.Writer, from string, limit int64, auth *httpstore.Auth) error {
 	// The errors of net/url repeat what they cannot parse, with its password.
 	if _, err := store.ParseSpec(from); err != nil {
 		return err
@@ -108,7 +114,11 @@ func fetchTo(ctx context.Context, w io.Writer, from string, limit int64) error {
 		return err
 	}
 	req.Header.Set("User-Agent", "overmount")
-	resp, err := (&http.Client{Transport: transport}).Do(req)
+	client := &http.Client{Transport: transport}
+	if auth != nil {
+		client.Transport = auth.Transport(transport)
+	}
+	resp, err := client.Do(req)
 	if repeats, ok := errors.AsType[*url.Error](err); ok {
 		return repeats.Err
 	}

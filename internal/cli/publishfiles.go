@@ -185,7 +185,7 @@ func fetchSame(ctx context.Context, from, digest string) error {
 			return err
 		}
 		hash := sha256.New()
-		err = fetchTo(ctx, hash, from, maxManifest)
+		err = fetchTo(ctx, hash, from, maxManifest, nil)
 		got := digestName(hash.Sum(nil))
 		if err == nil && got == digest {
 			return nil

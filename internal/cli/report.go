@@ -23,7 +23,23 @@ func (a *app) reportCommand() *cobra.Command {
 for each mount what was read and fetched until the last step ended. Of the modules
 that boot loaded itself it shows those that failed, and the slowest.
 
-With --json, the report as it is in /run/overmount/report.json, in one line.
+With --json, the report as it is in /run/overmount/report.json, in one line: kver,
+degraded, steps (name, start_ns, took_ns, note or error), mounts (kind, manifest,
+state, serial, dir, counts), drivers, and pending: kinds that are tried again.
+
+A manifest's state is fetched, unchanged (since it was kept), local (a file), kept
+(fetched by an earlier boot) or embedded (the image's); the last two mean that
+its place could not be used. Counted are
+
+  files, reads, read_bytes             that were read through the mount
+  failed_reads, waited_ms              of these, and for how long all waited together
+  objects, object_bytes                that came from stores, less what the cache had
+  requests, failed_requests            to stores; of those that failed, most were tried
+                                       again
+  prefetched_blocks, prefetched_bytes  that were fetched before anybody asked
+  stored_blocks                        of these, in the page cache, where no read is seen
+  prefetch_hits                        reads that found what was prefetched
+  given_up_blocks                      that prefetching did not get at the first try
 
 It ends with 3 if the boot was degraded.
 

@@ -21,6 +21,7 @@ import (
 	"overmount/coldplug"
 	"overmount/internal/atomicfile"
 	"overmount/prefetch"
+	"overmount/store/httpstore"
 	"overmount/tree"
 )
 
@@ -30,7 +31,8 @@ type warmFlags struct {
 	prefetch string
 	record   string
 	pack     string
-	class    string // of this machine, before drivers have found more devices
+	class    string          // of this machine, before drivers have found more devices
+	auth     *httpstore.Auth // for the pack; may be nil
 }
 
 func (f *warmFlags) add(cmd *cobra.Command) {
@@ -95,7 +97,7 @@ func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.P
 		files = packsOf(meta, kver, f.class)
 	}
 	for _, file := range files {
-		blocks, err := takePack(ctx, file, p)
+		blocks, err := takePack(ctx, file, p, f.auth)
 		switch {
 		case err == nil:
 			log.Info("the boot pack is in", "pack", shown(file), "blocks", blocks)
@@ -116,14 +118,14 @@ func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.P
 const packIdle = time.Minute
 
 // takePack takes a boot pack while it comes in.
-func takePack(ctx context.Context, file string, p *prefetch.Prefetcher) (blocks int, err error) {
+func takePack(ctx context.Context, file string, p *prefetch.Prefetcher, auth *httpstore.Auth) (blocks int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r, w := io.Pipe()
 	defer r.Close()
 	idle := time.AfterFunc(packIdle, cancel)
 	defer idle.Stop()
-	go func() { w.CloseWithError(copyTo(ctx, &awaited{w, idle}, file, bootpack.MaxSize)) }()
+	go func() { w.CloseWithError(copyAs(ctx, &awaited{w, idle}, file, bootpack.MaxSize, auth)) }()
 	return p.Pack(ctx, r)
 }
 
