@@ -23,10 +23,12 @@ RACE_SKIP := /(fusefs|bench|internal/demo|internal/cli|test/vm)$$
 # with kmod: beside this host's architecture those of KERNEL_ARCHS.
 KERNEL_ARCHS := s390x
 FIRMWARE_DEBS :=
+LARGE_DEBS := --large
 KERNEL = OVERMOUNT_TEST_KERNEL="$$(scripts/kernel-tree --package)" \
 	OVERMOUNT_TEST_KERNELS="$$(for arch in $(KERNEL_ARCHS); do scripts/kernel-tree --arch $$arch || exit; done | paste -sd :)" \
 	OVERMOUNT_TEST_KMOD30="$$(scripts/kmod-of bookworm)" OVERMOUNT_TEST_KMOD34="$$(scripts/kmod-of trixie)" \
-	OVERMOUNT_TEST_VERSITYGW="$$(scripts/versitygw)" OVERMOUNT_TEST_DEBS="$$(scripts/firmware-debs $(FIRMWARE_DEBS))"
+	OVERMOUNT_TEST_VERSITYGW="$$(scripts/versitygw)" OVERMOUNT_TEST_DEBS="$$(scripts/firmware-debs $(FIRMWARE_DEBS))" \
+	OVERMOUNT_TEST_FIRMWARE="$$(scripts/firmware-debs $(LARGE_DEBS))"
 
 .PHONY: help
 help: ## list the targets
@@ -55,6 +57,7 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (5s)
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64
 test-full: FIRMWARE_DEBS := --all
+test-full: LARGE_DEBS := --all
 test-full: KERNEL += OVERMOUNT_TEST_ZINIT="$$(scripts/zinit)" OVERMOUNT_TEST_GARAGE="$$(scripts/garage)"
 test-full: tools tools-race ## like test, with all under the race detector, more kernels, a real Garage, longer fuzzing
 	$(KERNEL) CGO_ENABLED=1 $(GO) test -count=1 -race -timeout 60m $$($(GO) list ./... | grep -v '/test/vm$$')

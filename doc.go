@@ -43,6 +43,7 @@
 //	floor 0  block             one block: seal, open, codecs
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         archive           the files of packages, unpacked, as a tree
+//	         archive/archivetest  what a tree of a stranger must be
 //	         apk/apktest       packages and repositories of Alpine, made for tests
 //	         deb/debtest       packages and repositories of Debian, made for tests
 //	         internal/atomicfile  files that appear whole or not at all
@@ -53,6 +54,7 @@
 //	         internal/notify      telling the service manager
 //	         internal/overlay     an overlayfs over a mount
 //	         internal/pulse       signs that an answer is on its way
+//	         internal/refetch  a file over a line, and again if that fails
 //	         internal/testenv     what tests need of the machine
 //
 // bench measures several of them against plain tools, test/vm boots virtual

@@ -26,8 +26,8 @@ var floors = map[string]int{
 	"apk": 1, "deb": 1,
 
 	"block": 0, "kmod": 0, "archive": 0, "internal/atomicfile": 0, "internal/flight": 0,
-	"internal/cpio": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/testenv": 0,
-	"internal/decompress": 0, "apk/apktest": 0, "deb/debtest": 0,
+	"internal/cpio": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/refetch": 0, "internal/testenv": 0,
+	"internal/decompress": 0, "apk/apktest": 0, "archive/archivetest": 0, "deb/debtest": 0,
 
 	"bench": roof, "contrib": roof, "test/vm": roof, ".": roof,
 }
@@ -37,7 +37,7 @@ const roof = 6
 
 // A test may import what lies on its own floor, too; and these, which are made
 // for tests.
-var forTests = []string{"store/storetest", "tree/treetest", "kmod/kmodtest", "apk/apktest", "deb/debtest", "internal/testenv"}
+var forTests = []string{"store/storetest", "tree/treetest", "kmod/kmodtest", "apk/apktest", "archive/archivetest", "deb/debtest", "internal/testenv"}
 
 func TestLayers(t *testing.T) {
 	for _, dir := range packages(t) {

@@ -472,6 +472,10 @@ func TestOpenRefused(t *testing.T) {
 			t.Errorf("Open, %s: %v, want an error with %q", name, err, test.want)
 		}
 	}
+	_, err := apk.Open(t.Context(), mem{"APKINDEX.tar.gz": apktest.Index(t, nil)}, keysOf(t, s), "")
+	if !errors.Is(err, apk.ErrUntrusted) || !strings.HasSuffix(err.Error(), "it is not signed") {
+		t.Errorf("Open of an index without a signature: %v, want that and nothing more", err)
+	}
 	for _, arch := range []string{"", "x86_64"} {
 		if _, err := apk.Open(t.Context(), mem{"APKINDEX.tar.gz": index}, keysOf(t, s), arch); err != nil {
 			t.Errorf("Open(%q) of an index in the place itself: %v", arch, err)
@@ -528,6 +532,46 @@ func TestFetchAgain(t *testing.T) {
 		if _, err = apk.UnpackFiles(ctx, files, slices.Collect(maps.Keys(files)), keys, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("a done context: %v, want context.Canceled", err)
 		}
+	})
+}
+
+// gathering opens files only when several are open at once.
+type gathering struct {
+	mem
+	mu   sync.Mutex
+	left int           // that are still to be opened
+	all  chan struct{} // closed when none is
+}
+
+func (g *gathering) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	g.mu.Lock()
+	if g.left--; g.left == 0 {
+		close(g.all)
+	}
+	g.mu.Unlock()
+	select {
+	case <-g.all:
+		return g.mem.Open(ctx, name)
+	case <-time.After(time.Minute):
+		return nil, fmt.Errorf("%s waits alone", name)
+	}
+}
+
+// TestParallel holds that packages are fetched at the same time.
+func TestParallel(t *testing.T) {
+	s := sha1Signer()
+	x := newSingle(t, s)
+	files, keys := mem{}, keysOf(t, s)
+	for i := range 4 {
+		files[fmt.Sprintf("%d.apk", i)] = x.file()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		g := &gathering{mem: files, left: len(files), all: make(chan struct{})}
+		tree, err := apk.UnpackFiles(context.Background(), g, slices.Collect(maps.Keys(files)), keys, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree.Close()
 	})
 }
 

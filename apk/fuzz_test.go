@@ -14,6 +14,7 @@ import (
 
 	"overmount/apk/apktest"
 	"overmount/archive"
+	"overmount/archive/archivetest"
 )
 
 // FuzzIndex holds that any text either is refused or gives packages with names
@@ -27,13 +28,31 @@ func FuzzIndex(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, p := range x.Packages {
-			if name := p.String() + ".apk"; !fs.ValidPath(name) || strings.Contains(name, "/") {
-				t.Errorf("a package named %q", name)
-			}
-		}
+		checkNames(t, x)
 		if sel, err := x.Select("*"); err == nil && len(sel.Packages) == 0 {
 			t.Error("nothing was selected, without an error")
+		}
+	})
+}
+
+// checkNames holds that every package of an index is a file beside it.
+func checkNames(t *testing.T, x *Index) {
+	t.Helper()
+	for _, p := range x.Packages {
+		if name := p.String() + ".apk"; !fs.ValidPath(name) || strings.Contains(name, "/") {
+			t.Errorf("a package named %q", name)
+		}
+	}
+}
+
+// FuzzIndexTar holds the same for what a trusted index file unpacks to.
+func FuzzIndexTar(f *testing.F) {
+	record := apktest.Package{Name: "a"}.Record(nil, 10)
+	f.Add(apktest.Segment(f, apktest.Entry{Name: "DESCRIPTION", Content: []byte("v3")}, apktest.Entry{Name: "APKINDEX", Content: []byte(record)}))
+	f.Add(apktest.Segment(f, apktest.Entry{Name: "./APKINDEX", Content: []byte(strings.Replace(record, "P:a", "P:../a", 1))}))
+	f.Fuzz(func(t *testing.T, plain []byte) {
+		if x, err := parseTar(plain); err == nil {
+			checkNames(t, x)
 		}
 	})
 }
@@ -50,7 +69,7 @@ func FuzzFile(f *testing.F) {
 		if _, err := readIndex(file, nil); err == nil {
 			t.Error("an index was taken without a key")
 		}
-		out := newPackage(t)
+		_, out := newPackage(t)
 		if _, err := (want{}).read(bytes.NewReader(file), out); err == nil {
 			t.Error("a package was taken without a key")
 		}
@@ -61,7 +80,7 @@ func FuzzFile(f *testing.F) {
 }
 
 // FuzzPackage holds that a package that is trusted, whatever is in it, does not
-// panic or hang, and that what it unpacks to is in order.
+// panic or hang, and that no path of what it unpacks to leaves the root.
 func FuzzPackage(f *testing.F) {
 	p := apktest.Package{Name: "p", Files: []apktest.Entry{{Name: "lib/"}, {Name: "lib/a", Content: []byte("abc")}, {Name: "b", Symlink: "/lib/a"}, {Name: "c", Hard: "lib/a"}}}
 	_, _, data := p.Members(f)
@@ -70,13 +89,16 @@ func FuzzPackage(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add("pkgname = p\npkgver = 1\nsize = 3\nreplaces = q<2\n", plain)
+	for _, name := range []string{"/etc/x", "../x", "a/../../x", "lib//x"} {
+		f.Add("pkgname = p\npkgver = 1\n", apktest.Segment(f, apktest.Entry{Name: name}, apktest.Entry{Name: "l", Symlink: name}, apktest.Entry{Name: "h", Hard: name}))
+	}
 	f.Add("pkgname = p\npkgver = 1\n", apktest.Segment(f, apktest.Entry{Name: "l", Symlink: "/etc"}, apktest.Entry{Name: "l/x"}))
 	f.Fuzz(func(t *testing.T, info string, plain []byte) {
 		data := apktest.Gzip(t, plain)
 		info += fmt.Sprintf("\ndatahash = %x\n", sha256.Sum256(data))
 		control := apktest.Gzip(t, apktest.Segment(t, apktest.Entry{Name: ".PKGINFO", Content: []byte(info)}))
 		sum := sha1.Sum(control)
-		out := newPackage(t)
+		spool, out := newPackage(t)
 		w := want{index: &Package{Name: "p", Version: "1", Checksum: "Q1" + base64.StdEncoding.EncodeToString(sum[:])}}
 		u, err := w.read(bytes.NewReader(append(control, data...)), out)
 		if err != nil {
@@ -85,15 +107,20 @@ func FuzzPackage(f *testing.F) {
 		if u.Name != "p" || u.Files > len(plain)/512 {
 			t.Errorf("package %s with %d files of %d bytes of tar", u.Name, u.Files, len(plain))
 		}
+		tree, err := spool.Tree([]*archive.Package{out}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		archivetest.InRoot(t, tree)
 	})
 }
 
-func newPackage(t testing.TB) *archive.Package {
+func newPackage(t testing.TB) (*archive.Spool, *archive.Package) {
 	t.Helper()
 	s, err := archive.NewSpool(&archive.Options{Dir: t.TempDir(), MaxBytes: 1 << 20, MaxFiles: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	return s.Package("p")
+	return s, s.Package("p")
 }

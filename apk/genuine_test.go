@@ -2,6 +2,7 @@ package apk_test
 
 import (
 	"bytes"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"overmount/apk"
+	"overmount/apk/apktest"
 	"overmount/internal/testenv"
 )
 
@@ -125,11 +127,13 @@ func TestGenuineRefused(t *testing.T) {
 	dir, keys := genuine(t), alpineKeys(t)
 	file := read(t, dir, baselayout)
 	const control, data = 666, 666 + 1563 // where the members begin
+	impostor := apktest.NewSigner(t, alpineKey, crypto.SHA1)
 	for name, test := range map[string]struct {
 		file []byte
 		want string
 	}{
 		"no signature":         {file[control:], "not signed"},
+		"re-signed":            {slices.Concat(impostor.Member(t, file[control:data]), file[control:]), "signature with the key " + alpineKey + " is wrong"},
 		"damaged signature":    {flip(file, 300), "the first member: damaged"},
 		"damaged control":      {flip(file, control+700), "behind the signature: damaged"},
 		"damaged data":         {flip(file, data+4000), "the data member: the tar archive is damaged"},
@@ -156,7 +160,8 @@ func TestGenuineRefused(t *testing.T) {
 		want string
 	}{
 		"not signed": {index[666:], "not signed"},
-		"damaged":    {flip(index, 100_000), "signature with the key " + alpineKey + " is wrong"},
+		"damaged":    {flip(index, 100_000), "the index member: damaged"},
+		"re-signed":  {append(impostor.Member(t, index[666:]), index[666:]...), "signature with the key " + alpineKey + " is wrong (crypto/rsa: verification error): it was damaged, or signed by somebody else"},
 		"cut":        {index[:len(index)-100], "the index member: truncated"},
 		"appended":   {append(slices.Clone(index), index[666:]...), "follow the index member"},
 		"a byte":     {append(slices.Clone(index), 0), "1 bytes follow the index member"},

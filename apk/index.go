@@ -76,6 +76,9 @@ func readIndex(file []byte, keys Keys) (*Index, error) {
 		return nil, err
 	}
 	if err := keys.verify(sigs, file[len(signed):]); err != nil {
+		if len(sigs) == 0 {
+			return nil, err
+		}
 		return nil, explain(err, sigs, keys, file[len(signed):])
 	}
 	_, plain, err := readMember(br, maxIndex)

@@ -10,11 +10,11 @@ import (
 	"path"
 	"runtime"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"overmount/archive"
+	"overmount/internal/refetch"
 )
 
 // A Repository is packages with their index.
@@ -69,11 +69,9 @@ func Open(ctx context.Context, o Opener, keys Keys, arch string) (*Repository, e
 func (r *Repository) path(name string) string { return path.Join(r.dir, name) }
 
 func (r *Repository) open(ctx context.Context) error {
-	return persist(ctx, func() (bool, error) {
-		return through(ctx, r.opener, r.path(indexName), func(f io.Reader) (err error) {
-			r.Index, err = ReadIndex(f, r.keys)
-			return err
-		})
+	return refetch.Read(ctx, opening(r.opener, r.path(indexName)), func(f io.Reader) (err error) {
+		r.Index, err = ReadIndex(f, r.keys)
+		return err
 	})
 }
 
@@ -219,40 +217,11 @@ func fetchAll(ctx context.Context, spool *archive.Spool, opener Opener, jobs []j
 	return outs, found, g.Wait()
 }
 
-// A file is fetched again if the way to it fails, not if it is wrong.
-const (
-	fetchTries = 3
-	fetchPause = time.Second
-)
-
-// persist calls once until it succeeds, or will not come right.
-func persist(ctx context.Context, once func() (again bool, err error)) error {
-	for try := 1; ; try++ {
-		again, err := once()
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if !again || try == fetchTries {
-			return err
-		}
-		select {
-		case <-time.After(time.Duration(try) * fetchPause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
 func (j *job) fetch(ctx context.Context, opener Opener) (u *Unpacked, err error) {
-	err = persist(ctx, func() (bool, error) {
+	err = refetch.Read(ctx, opening(opener, j.file), func(r io.Reader) (err error) {
 		j.out.Discard()
-		return through(ctx, opener, j.file, func(r io.Reader) (err error) {
-			u, err = j.want.read(r, j.out)
-			return err
-		})
+		u, err = j.want.read(r, j.out)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -261,37 +230,6 @@ func (j *job) fetch(ctx context.Context, opener Opener) (u *Unpacked, err error)
 	return u, nil
 }
 
-// through opens a file and has it read. With an error, again says whether it may
-// come right the next time.
-func through(ctx context.Context, opener Opener, name string, read func(io.Reader) error) (again bool, err error) {
-	f, err := opener.Open(ctx, name)
-	if err != nil {
-		return !errors.Is(err, fs.ErrNotExist), err
-	}
-	defer f.Close()
-	way := &noted{read: func(p []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		return f.Read(p)
-	}}
-	err = read(way)
-	if way.err != nil {
-		return true, way.err
-	}
-	return false, err
-}
-
-// A noted is a reader that keeps its error.
-type noted struct {
-	read func([]byte) (int, error)
-	err  error
-}
-
-func (n *noted) Read(p []byte) (int, error) {
-	got, err := n.read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		n.err = err
-	}
-	return got, err
+func opening(o Opener, name string) func(context.Context) (io.ReadCloser, error) {
+	return func(ctx context.Context) (io.ReadCloser, error) { return o.Open(ctx, name) }
 }

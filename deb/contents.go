@@ -37,10 +37,10 @@ const (
 // the release lists and the repository lacks, as mirrors of some components do, are
 // named in absent. It fails with ErrNoContents if there is none at all.
 func (r *Repository) Contents(ctx context.Context, dirs []string) (list []Content, absent []string, err error) {
-	name := path.Join("dists", r.Suite, "InRelease")
-	rel, err := r.release(ctx, name)
+	dir := path.Join("dists", r.Suite)
+	rel, err := r.release(ctx, dir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("repository: %s: %w", name, err)
+		return nil, nil, err
 	}
 	indexes := rel.contents(r.Components, r.Architecture)
 	for _, index := range indexes {
@@ -48,11 +48,11 @@ func (r *Repository) Contents(ctx context.Context, dirs []string) (list []Conten
 		if errors.Is(err, errAbsent) {
 			absent = append(absent, index)
 		} else if err != nil {
-			return nil, nil, fmt.Errorf("repository: %s: %w", path.Join("dists", r.Suite, index), err)
+			return nil, nil, fmt.Errorf("%s: %w", path.Join(dir, index), err)
 		}
 	}
 	if len(absent) == len(indexes) {
-		return nil, nil, fmt.Errorf("repository: %s: %w", path.Join("dists", r.Suite), ErrNoContents)
+		return nil, nil, fmt.Errorf("%s: %w", dir, ErrNoContents)
 	}
 	return list, absent, nil
 }
@@ -73,10 +73,9 @@ func ListsContents(dir fs.FS, arch string, dirs []string) ([]Content, error) {
 
 // contentsTo is how an index of contents is read.
 func contentsTo(all *[]Content, dirs []string) reading {
-	return reading{maxContents, func(in io.Reader) error {
+	return reading{maxContents, func(in io.Reader) (func(), error) {
 		some, err := ReadContents(in, dirs)
-		*all = append(*all, some...)
-		return err
+		return func() { *all = append(*all, some...) }, err
 	}}
 }
 

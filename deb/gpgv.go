@@ -25,11 +25,15 @@ type GPGV struct {
 	Program string
 }
 
-var _ Verifier = GPGV{}
+var (
+	_ Verifier         = GPGV{}
+	_ DetachedVerifier = GPGV{}
+)
 
 const (
-	signedBegin = "-----BEGIN PGP SIGNED MESSAGE-----\n"
-	signedEnd   = "\n-----END PGP SIGNATURE-----"
+	messageBegin   = "-----BEGIN PGP SIGNED MESSAGE-----\n"
+	signatureBegin = "-----BEGIN PGP SIGNATURE-----\n"
+	signatureEnd   = "\n-----END PGP SIGNATURE-----"
 )
 
 // Verify implements [Verifier].
@@ -37,19 +41,71 @@ func (g GPGV) Verify(ctx context.Context, signed []byte) ([]byte, error) {
 	if len(g.Keyrings) == 0 {
 		return nil, ErrUnsigned
 	}
-	// Whoever reads past the signature must find nothing there.
-	if !bytes.HasPrefix(signed, []byte(signedBegin)) {
+	if !bytes.HasPrefix(signed, []byte(messageBegin)) {
 		return nil, errors.New("it is not signed: it does not begin with a signed message of OpenPGP")
 	}
-	if !bytes.HasSuffix(bytes.TrimRight(signed, "\n"), []byte(signedEnd)) {
-		return nil, errors.New("something follows its signature, or it is truncated")
-	}
 	// In the text a line that begins with a dash is escaped.
-	for _, line := range []string{signedBegin, signedEnd, "\n-----BEGIN PGP SIGNATURE-----\n"} {
+	if err := checkBlock(signed, messageBegin, "\n"+signatureBegin); err != nil {
+		return nil, err
+	}
+	s, err := g.newSession()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	file := filepath.Join(s.home, "text")
+	if err := s.ask(ctx, signed, "--output", file); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(file)
+}
+
+// VerifyDetached implements [DetachedVerifier].
+func (g GPGV) VerifyDetached(ctx context.Context, text, sig []byte) error {
+	if len(g.Keyrings) == 0 {
+		return ErrUnsigned
+	}
+	// A signed message in its place would be another text that is right. apt
+	// takes no binary signatures, either.
+	if !bytes.HasPrefix(sig, []byte(signatureBegin)) {
+		return errors.New("it is no signature of OpenPGP in ASCII armor")
+	}
+	if err := checkBlock(sig, signatureBegin); err != nil {
+		return err
+	}
+	s, err := g.newSession()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	file := filepath.Join(s.home, "signature")
+	if err := os.WriteFile(file, sig, 0o600); err != nil {
+		return err
+	}
+	return s.ask(ctx, text, file, "-")
+}
+
+// checkBlock refuses a file with several messages or signatures, or with anything
+// behind the signature: whoever reads past it must find nothing there.
+func checkBlock(signed []byte, begins ...string) error {
+	if !bytes.HasSuffix(bytes.TrimRight(signed, "\n"), []byte(signatureEnd)) {
+		return errors.New("something follows its signature, or it is truncated")
+	}
+	for _, line := range append(begins, signatureEnd) {
 		if bytes.Count(signed, []byte(line)) != 1 {
-			return nil, errors.New("it is more than one signed message")
+			return errors.New("it is more than one signed message")
 		}
 	}
+	return nil
+}
+
+// A session is what gpgv works with, in a directory of its own. It is to be closed.
+type session struct {
+	program, home string
+	args          []string
+}
+
+func (g GPGV) newSession() (*session, error) {
 	program, err := exec.LookPath(cmp.Or(g.Program, "gpgv"))
 	if err != nil {
 		return nil, errors.New("to check its signature the program gpgv is needed, which is not installed (package gpgv or gnupg): " +
@@ -59,19 +115,32 @@ func (g GPGV) Verify(ctx context.Context, signed []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(home)
-	args, err := g.keyrings(home)
-	if err != nil {
+	s := &session{program: program, home: home}
+	if s.args, err = g.keyrings(home); err != nil {
+		s.close()
 		return nil, err
 	}
-	text, status, talk, err := run(ctx, home, append([]string{program}, args...), signed)
+	s.args = append(s.args, "--homedir", home, "--status-fd", "1")
+	return s, nil
+}
+
+func (s *session) close() { _ = os.RemoveAll(s.home) }
+
+// ask has gpgv check what is signed, and fails unless that is right.
+func (s *session) ask(ctx context.Context, signed []byte, args ...string) error {
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, s.program, append(s.args, args...)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(signed), &out, &errs
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	err := cmd.Run()
+	talk := strings.TrimSpace(errs.String())
 	if ctx.Err() != nil {
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	if err != nil && status == "" {
-		return nil, fmt.Errorf("%s: %w: %s", program, err, talk)
+	if err != nil && out.Len() == 0 {
+		return fmt.Errorf("%s: %w: %s", s.program, err, shorten(talk))
 	}
-	return text, judge(status, talk)
+	return judge(out.String(), talk)
 }
 
 // maxKeyring bounds a keyring, in bytes. That of Debian has 57 KB.
@@ -128,22 +197,6 @@ func dearmor(keys []byte) ([]byte, error) {
 	return plain, nil
 }
 
-// run returns what gpgv says is the text, and in lines for programs and for people
-// what it thinks of it.
-func run(ctx context.Context, home string, args []string, signed []byte) (text []byte, status, talk string, err error) {
-	file := filepath.Join(home, "text")
-	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, args[0], append(args[1:], "--homedir", home, "--status-fd", "1", "--output", file)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(signed), &out, &errs
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	err = cmd.Run()
-	text, readErr := os.ReadFile(file)
-	if err == nil {
-		err = readErr
-	}
-	return text, out.String(), strings.TrimSpace(errs.String()), err
-}
-
 // judge reads the lines of --status-fd (doc/DETAILS of GnuPG).
 func judge(status, talk string) error {
 	good, valid, bad, missing := false, false, "", []string(nil)
@@ -173,7 +226,7 @@ func judge(status, talk string) error {
 	case good && valid:
 		return nil
 	case len(missing) > 0:
-		return fmt.Errorf("it is signed by keys that the keyring has not, or which are no longer good: %s", strings.Join(missing, ", "))
+		return fmt.Errorf("it is signed by keys that the keyring has not, or which are no longer good: %s; give a keyring of those who sign it", strings.Join(missing, ", "))
 	}
 	return fmt.Errorf("it has no good signature: gpgv says: %s", shorten(talk))
 }

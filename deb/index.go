@@ -204,16 +204,17 @@ const maxIndex = 1 << 30
 
 // A reading is how an index is read.
 type reading struct {
-	most  int64                 // bytes that the plain form may have
-	parse func(io.Reader) error // what it has taken is worth nothing if reading fails
+	most int64 // bytes that the plain form may have
+	// parse returns what keeps what it has read, which is done once, and if all of the
+	// index was right.
+	parse func(io.Reader) (keep func(), err error)
 }
 
 // entriesTo is how an index of packages is read.
 func entriesTo(all *[]Entry, patterns []string) reading {
-	return reading{maxIndex, func(in io.Reader) error {
+	return reading{maxIndex, func(in io.Reader) (func(), error) {
 		some, err := ReadIndex(in, patterns)
-		*all = append(*all, some...)
-		return err
+		return func() { *all = append(*all, some...) }, err
 	}}
 }
 
@@ -234,12 +235,15 @@ func (r *release) readListed(name, plainName string, f io.Reader, how reading, s
 	}
 	defer z.Close()
 	content := newSum(limited(z, how.most), plain.size)
-	err = how.parse(content)
+	keep, err := how.parse(content)
 	if e := errors.Join(content.drain(), file.drain()); e != nil {
 		return e
 	}
 	if wholeListed && !file.is(whole) || plainListed && !content.is(plain) {
 		return errors.New("it is not the one that the release lists: damaged, or of another time; try again when the mirror is in sync")
+	}
+	if err == nil {
+		keep()
 	}
 	return err
 }

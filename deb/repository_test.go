@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -59,6 +61,8 @@ func (s signer) gpg(stdin []byte, args ...string) []byte {
 
 func (s signer) sign(text []byte) []byte { return s.gpg(text, "--clearsign") }
 
+func (s signer) detached(text []byte) []byte { return s.gpg(text, "--armor", "--detach-sign") }
+
 func (s signer) verifier() deb.Verifier { return deb.GPGV{Keyrings: []string{s.keyring}} }
 
 // memory is files of a repository.
@@ -82,7 +86,7 @@ var packages = []debtest.Package{
 
 func TestRepository(t *testing.T) {
 	s := newSigner(t)
-	for _, suffix := range []string{"", ".gz", ".xz"} {
+	for _, suffix := range []string{"", ".gz", ".xz", ".zst"} {
 		files := memory(debtest.Repository{Suite: "bookworm", Arch: "amd64", Suffix: suffix, Packages: packages, Sign: s.sign}.Files(t))
 		r := &deb.Repository{Files: files, Suite: "bookworm", Architecture: "amd64", Verifier: s.verifier()}
 		entries, err := r.Packages(t.Context(), []string{"firmware-*"})
@@ -192,12 +196,17 @@ func TestRepositoryRefused(t *testing.T) {
 		{"two messages", with(release, append(stranger.sign(text), good[release]...)), nil, "it is more than one signed message"},
 		{"truncated", with(release, good[release][:len(good[release])-40]), nil, "something follows its signature, or it is truncated"},
 		{"no checksums", with(release, s.sign(text)), nil, "it lists no file with a SHA-256"},
-		{"no such suite", good, func(r *deb.Repository) { r.Suite = "sid" }, `dists/sid/InRelease: the repository has no such file: is "sid" one of its suites?`},
+		{"no such suite", good, func(r *deb.Repository) { r.Suite = "sid" }, `dists/sid/Release: it is not there, and no InRelease either: is "sid" one of the repository's suites?`},
+		{"no suite", good, func(r *deb.Repository) { r.Suite = "." }, `"." is no suite`},
+		{"flat", good, func(r *deb.Repository) { r.Suite = "./" }, `"./" is a directory of a flat repository, which is not supported: fetch the packages with apt-get download`},
 		{"suite that leads out", good, func(r *deb.Repository) { r.Suite = "../../etc" }, `"../../etc" is no suite`},
 		{"another suite", with("dists/trixie/InRelease", good[release]), func(r *deb.Repository) { r.Suite = "trixie" }, "it is of the suite stable (bookworm), not of trixie"},
 		{"another architecture", good, func(r *deb.Repository) { r.Architecture = "arm64" }, "lists no packages for the architecture arm64 in any component: it has the architectures all amd64, and the components main"},
 		{"another component", good, func(r *deb.Repository) { r.Components = []string{"contrib"} }, "in contrib"},
-		{"out of date", dated("Valid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"), nil, "it was valid until Thu, 01 Jan 2015 00:00:00 UTC: the mirror is out of date"},
+		{"out of date", dated("Valid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"), nil, "its date is not right: it was valid until Thu, 01 Jan 2015 00:00:00 UTC: the mirror is out of date"},
+		{"out of date, as others write it", dated("Valid-Until: Thu, 1 Jan 2015 00:00:00 +0000\n"), nil, "it was valid until Thu, 1 Jan 2015"},
+		{"of the future", dated("Date: Fri, 01 Jan 2100 00:00:00 UTC\n"), nil, "its date is not right: it is of Fri, 01 Jan 2100 00:00:00 UTC, and here it is "},
+		{"in another zone", dated("Date: Thu, 01 Jan 2015 00:00:00 CET\n"), nil, `the field Date is "Thu, 01 Jan 2015 00:00:00 CET": it is not in UTC`},
 		{"bad date", dated("Valid-Until: tomorrow\n"), nil, `the field Valid-Until is "tomorrow"`},
 		{"index changed", with(index, debtest.Compress(t, ".gz", []byte("Package: x\n"))), nil, "main/binary-amd64/Packages: it is not the one that the release lists"},
 		{"index of the same length", edit(index, "\x00\x00", "\x00\x01"), nil, "main/binary-amd64/Packages: "},
@@ -218,10 +227,66 @@ func TestRepositoryRefused(t *testing.T) {
 			t.Errorf("%s: Packages gives %v, %v, want the error %q", c.name, entries, err, c.want)
 		}
 	}
-	r := &deb.Repository{Files: dated("Valid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"), Suite: "bookworm", Architecture: "amd64", Verifier: s.verifier(),
-		At: time.Date(2014, 12, 31, 0, 0, 0, 0, time.UTC)}
-	if _, err := r.Packages(t.Context(), []string{"other"}); err != nil {
-		t.Errorf("Packages at a time when the release was valid: %v", err)
+	old := "Date: Thu, 25 Dec 2014 00:00:00 UTC\nValid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"
+	for name, r := range map[string]*deb.Repository{
+		"at a time when it was valid": {At: time.Date(2014, 12, 31, 0, 0, 0, 0, time.UTC)},
+		"of any date":                 {AnyDate: true},
+	} {
+		r.Files, r.Suite, r.Architecture, r.Verifier = dated(old), "bookworm", "amd64", s.verifier()
+		if _, err := r.Packages(t.Context(), []string{"other"}); err != nil {
+			t.Errorf("Packages of a repository %s: %v", name, err)
+		}
+	}
+	r := &deb.Repository{Files: dated(old), Suite: "bookworm", Architecture: "amd64", Verifier: s.verifier()}
+	if _, err := r.Packages(t.Context(), []string{"other"}); !errors.Is(err, deb.ErrDate) {
+		t.Errorf("Packages of a repository that is out of date: %v, want ErrDate", err)
+	}
+}
+
+// TestRepositoryDetached reads a repository whose release is signed in a file of its
+// own, with indexes at their hashes, as apt does.
+func TestRepositoryDetached(t *testing.T) {
+	s, stranger := newSigner(t), newSigner(t)
+	const release, index = "dists/bookworm/Release", "dists/bookworm/main/binary-amd64/"
+	good := memory(debtest.Repository{Suite: "bookworm", Arch: "amd64", Suffix: ".xz", Packages: packages, Detached: s.detached, ByHash: true}.Files(t))
+	with := func(name string, data []byte) memory {
+		m := maps.Clone(good)
+		m[name] = data
+		if data == nil {
+			delete(m, name)
+		}
+		return m
+	}
+	var byHash string
+	for name := range good {
+		if strings.HasPrefix(name, index+"by-hash/SHA256/") {
+			byHash = name
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		files memory
+		want  string
+	}{
+		{"right", good, ""},
+		{"at its name only", memory{release: good[release], release + ".gpg": good[release+".gpg"], index + "Packages.xz": good[byHash]}, ""},
+		{"neither", with(byHash, nil), "main/binary-amd64/Packages: it is not the one that the release lists"},
+		{"damaged", with(byHash, good[byHash][:100]), "main/binary-amd64/Packages: "},
+		{"no signature", with(release+".gpg", nil), "dists/bookworm/Release: it is not signed: there is no Release.gpg, and no InRelease"},
+		{"changed", with(release, bytes.Replace(good[release], []byte("Origin: test"), []byte("Origin: evil"), 1)), "its signature Release.gpg: the signature does not fit"},
+		{"by a stranger", with(release+".gpg", stranger.detached(good[release])), "its signature Release.gpg: it is signed by keys that the keyring has not"},
+		{"of another text", with(release+".gpg", s.detached([]byte("x"))), "the signature does not fit"},
+		{"a message for a signature", with(release+".gpg", s.sign(good[release])), "it is no signature of OpenPGP in ASCII armor"},
+		{"binary", with(release+".gpg", s.gpg(good[release], "--detach-sign")), "it is no signature of OpenPGP in ASCII armor"},
+		{"two signatures", with(release+".gpg", append(stranger.detached(good[release]), good[release+".gpg"]...)), "it is more than one signed message"},
+		{"truncated", with(release+".gpg", good[release+".gpg"][:100]), "something follows its signature, or it is truncated"},
+		{"an InRelease that is bad", with("dists/bookworm/InRelease", good[release]), "dists/bookworm/InRelease: it is not signed"},
+	} {
+		r := &deb.Repository{Files: c.files, Suite: "bookworm", Architecture: "amd64", Verifier: s.verifier()}
+		entries, err := r.Packages(t.Context(), []string{"firmware-*"})
+		if c.want == "" && (err != nil || len(entries) != 2) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: Packages gives %v, %v, want the error %q", c.name, entries, err, c.want)
+		}
 	}
 }
 
@@ -368,6 +433,51 @@ func FuzzLists(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRepository reads repositories of somebody who is trusted and hostile, and
+// holds that nothing outside the repository is asked for.
+func FuzzRepository(f *testing.F) {
+	const index = "Package: a\nVersion: 1\nArchitecture: all\nFilename: pool/a.deb\nSize: 5\nSHA256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n"
+	f.Add("Suite: s\nComponents: main\nAcquire-By-Hash: yes\n", "main/binary-amd64/Packages", []byte(index))
+	f.Add("Suite: s\nComponents: ../../x\nDate: Thu, 25 Dec 2014 00:00:00 UTC\n", "../../x/binary-amd64/Packages", []byte(index))
+	f.Add("Suite: s\nComponents: main/../..\n", "main/binary-amd64/Packages.gz", []byte(strings.Replace(index, "pool", "../..", 1)))
+	f.Fuzz(func(t *testing.T, fields, name string, index []byte) {
+		release := fmt.Appendf(nil, "%s\nSHA256:\n %s %d %s\n", strings.TrimRight(fields, "\n"), sha256Of(index), len(index), name)
+		files := watched{t, release, index}
+		r := &deb.Repository{Files: files, Suite: "s", Architecture: "amd64", Verifier: trusting{}}
+		entries, err := r.Packages(t.Context(), []string{"*"})
+		if err != nil && entries != nil {
+			t.Errorf("Packages gives %v beside the error %v", entries, err)
+		}
+		for _, e := range entries {
+			if _, err := r.Input(e).Open(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// watched is a repository that has every file, and says which names are none.
+type watched struct {
+	t              *testing.T
+	release, index []byte
+}
+
+func (w watched) Open(_ context.Context, name string) (io.ReadCloser, error) {
+	if !fs.ValidPath(name) || name == "." {
+		w.t.Errorf("the file %q was asked for", name)
+	}
+	data := w.index
+	if path.Base(name) == "InRelease" {
+		data = w.release
+	}
+	return io.NopCloser(bytes.NewReader(data)), nil
+}
+
+// trusting takes everything as signed.
+type trusting struct{}
+
+func (trusting) Verify(_ context.Context, signed []byte) ([]byte, error) { return signed, nil }
 
 func FuzzCompare(f *testing.F) {
 	f.Add("1:2.3~rc1-4", "2.3+b1-4")

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overmount/archive"
+	"overmount/internal/refetch"
 )
 
 // An Input is the file of a package.
@@ -25,7 +26,8 @@ type Input struct {
 	SHA256 string // of the file, in hex; empty means that any will do
 	Size   int64  // of the file, in bytes; 0 means that any will do
 
-	// Open opens the file, from the beginning. It is called once.
+	// Open opens the file, from the beginning. It is called again if the file
+	// fails on its way.
 	Open func(ctx context.Context) (io.ReadCloser, error)
 }
 
@@ -169,12 +171,17 @@ func replacer(found []Unpacked) (func(winner, loser string) bool, error) {
 
 func unpackOne(ctx context.Context, spool *archive.Spool, in Input) (*archive.Package, Unpacked, error) {
 	u := Unpacked{Name: in.Name}
-	f, err := in.Open(ctx)
-	if err != nil {
-		return nil, u, pathless(err)
-	}
-	defer f.Close()
-	sum := newSum(&contextReader{ctx, f}, in.Size)
+	var p *archive.Package
+	err := refetch.Read(ctx, in.Open, func(r io.Reader) (err error) {
+		p, err = in.unpack(r, spool, &u)
+		return err
+	})
+	return p, u, pathless(err)
+}
+
+// unpack reads the package, and fills in what it is.
+func (in Input) unpack(r io.Reader, spool *archive.Spool, u *Unpacked) (*archive.Package, error) {
+	sum := newSum(r, in.Size)
 	p, c, err := unpackStream(sum, spool)
 	// The whole file counts, and that it is another one explains what is wrong
 	// in it.
@@ -184,10 +191,13 @@ func unpackOne(ctx context.Context, spool *archive.Spool, in Input) (*archive.Pa
 		err = e
 	}
 	if err != nil {
-		return nil, u, err
+		if p != nil {
+			p.Discard()
+		}
+		return nil, err
 	}
 	u.Control, u.SHA256, u.Size, u.Files = c, sum.hex(), sum.n, p.Len()
-	return p, u, nil
+	return p, nil
 }
 
 func unpackStream(r io.Reader, spool *archive.Spool) (*archive.Package, Control, error) {
@@ -249,19 +259,6 @@ func (s *summedReader) drain() error {
 	}
 	_, err := io.Copy(io.Discard, s)
 	return err
-}
-
-// A contextReader ends with its context.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // pathless takes off the path that an *os.PathError repeats.

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -194,6 +195,11 @@ type Repository struct {
 	Contents    bool // with indexes of the files in packages, which have Suffix
 	// Sign returns a text clear-signed.
 	Sign func(text []byte) []byte
+	// Detached, in place of Sign, returns the signature of a text, for Release.gpg.
+	Detached func(text []byte) []byte
+	// ByHash is that the index is found by its hash, and at its own name there is
+	// one of another time.
+	ByHash bool
 }
 
 // Files returns the files of the repository by path.
@@ -218,6 +224,9 @@ func (r Repository) Files(tb testing.TB) map[string][]byte {
 			have = append(have, name)
 		}
 	}
+	if r.ByHash {
+		r.Fields += "Acquire-By-Hash: yes\n"
+	}
 	var release strings.Builder
 	fmt.Fprintf(&release, "Origin: test\nSuite: stable\nCodename: %s\nArchitectures: all %s\nComponents: main\n%sSHA256:\n", r.Suite, r.Arch, r.Fields)
 	for _, name := range slices.Sorted(maps.Keys(listed)) {
@@ -225,9 +234,19 @@ func (r Repository) Files(tb testing.TB) map[string][]byte {
 	}
 	dir := "dists/" + r.Suite + "/"
 	for _, name := range have {
-		files[dir+name+r.Suffix] = listed[name+r.Suffix]
+		data := listed[name+r.Suffix]
+		files[dir+name+r.Suffix] = data
+		if r.ByHash {
+			files[dir+path.Dir(name)+fmt.Sprintf("/by-hash/SHA256/%x", sha256.Sum256(data))] = data
+			files[dir+name+r.Suffix] = Compress(tb, r.Suffix, []byte("Package: of-another-time\n"))
+		}
 	}
-	files[dir+"InRelease"] = r.Sign([]byte(release.String()))
+	if r.Detached != nil {
+		files[dir+"Release"] = []byte(release.String())
+		files[dir+"Release.gpg"] = r.Detached(files[dir+"Release"])
+	} else {
+		files[dir+"InRelease"] = r.Sign([]byte(release.String()))
+	}
 	return files
 }
 

@@ -182,7 +182,7 @@ func (a *app) debFirmware(ctx context.Context, f *indexFlags) (*firmware.Index, 
 		return a.debPackagesFirmware(ctx, f, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), err)
+		return nil, f.debRepoError(err)
 	}
 	if len(absent) > 0 {
 		a.warnf("repository %s: it lists %s, and has not got what it lists: packages that only these name are not known", shown(f.debRepo), strings.Join(absent, ", "))

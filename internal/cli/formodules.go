@@ -16,7 +16,8 @@ import (
 // firmwareFor returns the part of a firmware tree that the modules of a manifest
 // declare, and says what it leaves out. Declared names are hints, so all that lies in
 // the directory of a declared file stays, too; of the files at the top, which belong
-// to many drivers, only the declared ones. What a symlink that stays leads to stays.
+// to many drivers, only the declared ones. What a symlink that stays leads to stays, and of a
+// directory that one leads to, the files.
 func (a *app) firmwareFor(ctx context.Context, tree fs.FS, modules string) (fs.FS, error) {
 	m, err := openManifest(ctx, modules)
 	if err != nil {
@@ -25,13 +26,16 @@ func (a *app) firmwareFor(ctx context.Context, tree fs.FS, modules string) (fs.F
 	if !m.HasModules() {
 		return nil, fmt.Errorf("%s does not say which firmware its modules declare: pack it with --kind modules", shown(modules))
 	}
-	s := selection{tree: tree, files: map[string]bool{}, dirs: map[string]bool{}}
+	s := selection{tree: tree, files: map[string]bool{}, dirs: map[string]bool{}, whole: map[string]bool{}}
 	if err := s.declared(firmware.New(tree, m.Tag(manifest.TagKver)), m); err != nil {
 		return nil, err
 	}
 	left, err := s.fill()
 	if err != nil {
 		return nil, err
+	}
+	if left.files == 0 {
+		return tree, nil
 	}
 	a.warnf("--for-modules leaves out %d files, %s, in: %s", left.files, humanBytes(left.bytes), strings.Join(left.places(), ", "))
 	return pack.Without(tree, s.drops), nil
@@ -42,7 +46,8 @@ type selection struct {
 	tree  fs.FS
 	files map[string]bool // paths of files that stay
 	dirs  map[string]bool // and of the directories above them
-	whole []string        // directories of which all files stay
+	whole map[string]bool // directories of which all files stay
+	queue []string        // those of whole whose files are not in files yet
 }
 
 // declared takes in what modules declare.
@@ -60,31 +65,61 @@ func (s *selection) declared(d *firmware.Dir, m *manifest.Manifest) error {
 				return err
 			}
 			for _, f := range files {
-				s.keep(f.Path)
-				if dir := path.Dir(f.Path); dir != "." && !slices.Contains(s.whole, dir) {
-					s.whole = append(s.whole, dir)
-				}
+				s.keepAll(s.keep(f.Path))
 			}
 		}
 	}
 	return nil
 }
 
-// keep keeps a file, and what it leads to if it is a symlink.
-func (s *selection) keep(name string) {
-	for range 40 { // as the kernel, which then says ELOOP
-		if s.files[name] || !fs.ValidPath(name) {
-			return
+// keepAll lets all files of a directory stay, unless that is the top.
+func (s *selection) keepAll(dir string) {
+	if dir != "." && !s.whole[dir] {
+		s.whole[dir] = true
+		s.queue = append(s.queue, dir)
+	}
+}
+
+// keep keeps what is at a path, the symlinks on the way to it, and what it leads to. It
+// returns the directory that it is in, also by way of symlinks.
+func (s *selection) keep(name string) (dir string) {
+	links, at, rest := 0, ".", name
+	for last := false; ; {
+		var part string
+		part, rest, _ = strings.Cut(rest, "/")
+		if rest == "" && !last {
+			last, dir = true, at
 		}
-		s.files[name] = true
-		for dir := path.Dir(name); dir != "." && !s.dirs[dir]; dir = path.Dir(dir) {
-			s.dirs[dir] = true
+		next := path.Join(at, part)
+		if !fs.ValidPath(next) {
+			return dir // it leads out
 		}
-		target, err := fs.ReadLink(s.tree, name)
-		if err != nil {
-			return
+		target, err := fs.ReadLink(s.tree, next)
+		if err == nil {
+			s.mark(next)
+			if links++; links > 40 || path.IsAbs(target) { // as the kernel, which then says ELOOP
+				return dir
+			}
+			rest = strings.TrimSuffix(target+"/"+rest, "/")
+			continue
 		}
-		name = path.Join(path.Dir(name), target)
+		if at = next; rest == "" {
+			break
+		}
+	}
+	if info, err := fs.Stat(s.tree, at); err == nil && info.IsDir() {
+		s.keepAll(at)
+	} else {
+		s.mark(at)
+	}
+	return dir
+}
+
+// mark lets a path stay, and the directories above it.
+func (s *selection) mark(name string) {
+	s.files[name] = true
+	for dir := path.Dir(name); dir != "." && !s.dirs[dir]; dir = path.Dir(dir) {
+		s.dirs[dir] = true
 	}
 }
 
@@ -111,30 +146,35 @@ func (l *leftOut) places() []string {
 
 // fill takes in the directories of which all stays, and counts the rest.
 func (s *selection) fill() (*leftOut, error) {
-	left := &leftOut{at: map[string]bool{}}
-	var sizes = map[string]int64{}
-	err := fs.WalkDir(s.tree, ".", func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	for ; len(s.queue) > 0; s.queue = s.queue[1:] {
+		dir := s.queue[0]
+		list, err := fs.ReadDir(s.tree, dir)
+		if err != nil {
+			return nil, err
 		}
-		if slices.Contains(s.whole, path.Dir(name)) {
-			s.keep(name)
-			return nil
-		}
-		info, err := d.Info()
-		if err == nil && info.Mode().IsRegular() {
-			sizes[name] = info.Size()
-		}
-		return err
-	})
-	for name, size := range sizes {
-		if !s.files[name] {
-			left.files++
-			left.bytes += size
-			first, _, _ := strings.Cut(name, "/")
-			left.at[first] = true
+		for _, d := range list {
+			if !d.IsDir() {
+				s.keep(path.Join(dir, d.Name()))
+			}
 		}
 	}
+	left := &leftOut{at: map[string]bool{}}
+	err := fs.WalkDir(s.tree, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || s.files[name] {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		left.files++
+		if info.Mode().IsRegular() {
+			left.bytes += info.Size()
+		}
+		first, _, _ := strings.Cut(name, "/")
+		left.at[first] = true
+		return nil
+	})
 	return left, err
 }
 

@@ -47,7 +47,7 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(code)
 	}
-	testscript.Main(m, map[string]func(){"overmount": program, spared: program, "docs-sandbox": sandbox})
+	testscript.Main(m, map[string]func(){"overmount": program, spared: program, "docs-sandbox": sandbox, "peak": peak})
 }
 
 // nameServer is the environment variable with the address of the name server that

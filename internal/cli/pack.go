@@ -104,7 +104,7 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, sources []string) error {
 		return err
 	}
 	if f.packages.dryRun {
-		return a.listPackages(cmd.Context(), &f.packages, sources)
+		return a.listPackages(cmd.Context(), &f.packages, f.kind, sources)
 	}
 	opts, err := a.packOptions(cmd, f)
 	if err != nil {
@@ -226,7 +226,7 @@ func (s *packSource) close() {
 // openSource opens the directory or the packages to pack.
 func (a *app) openSource(cmd *cobra.Command, f *packFlags, sources []string) (*packSource, error) {
 	if f.packages.given() {
-		u, err := a.unpackPackages(cmd.Context(), &f.packages, sources)
+		u, err := a.unpackPackages(cmd.Context(), &f.packages, f.kind, sources)
 		if err != nil {
 			return nil, fmt.Errorf("pack: %w", err)
 		}

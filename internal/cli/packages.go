@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -30,7 +32,8 @@ type packageFlags struct {
 	apkRepo, apkArch           string
 	apkKeys                    []string
 	debRepo, debSuite, debArch string
-	debKeyrings                []string
+	debComponents, debKeyrings []string
+	debAnyDate                 bool
 	debLists                   string
 	apks, debs                 []string
 	lock                       string
@@ -57,8 +60,9 @@ content lies in one unnamed temporary file meanwhile (TMPDIR, or /var/tmp).
 
 Alpine's are trusted because --apk-key has signed them, a repository of Debian
 because a key in --deb-keyring has signed it. Single packages of Debian have no
-signature: --deb-lists compares them with the lists that apt has checked. With --lock FILE, name, version, SHA-256 and size of each package are
-written to FILE when there is none, and if there is, anything else is refused.
+signature: --deb-lists compares them with the lists that apt has checked. With
+--lock FILE, name, version, SHA-256 and size of each package are written to FILE
+when there is none, and if there is, anything else is refused.
 
 With --kind modules, the modules are those in lib/modules/KVER of the packages, and
 depmod is run on the way. With --kind firmware, also for a directory, lib/firmware and
@@ -85,8 +89,10 @@ func (f *packageFlags) addRepos(cmd *cobra.Command, use string) {
 	flags.StringArrayVar(&f.apkKeys, "apk-key", nil, "public key, or directory of such, that must have signed, a `FILE` called as Alpine calls it; can be repeated (default "+apkKeysDir+", if it is there)")
 	flags.StringVar(&f.debRepo, "deb-repo", "", "Debian repository, a `URL` or directory; "+use)
 	flags.StringVar(&f.debSuite, "deb-suite", "", "`suite` of --deb-repo, such as bookworm")
+	flags.StringArrayVar(&f.debComponents, "deb-component", nil, "`component` of --deb-repo, such as main; can be repeated (default: all that the repository lists)")
 	flags.StringVar(&f.debArch, "deb-arch", debArch(runtime.GOARCH), "`architecture` of --deb-repo and --deb-lists, as Debian calls it")
 	flags.StringArrayVar(&f.debKeyrings, "deb-keyring", nil, "`FILE` with the public keys that must have signed --deb-repo; can be repeated (default "+debKeyring+", if it is there)")
+	flags.BoolVar(&f.debAnyDate, "deb-any-date", false, "take a --deb-repo that is out of date, as a snapshot is")
 }
 
 // given reports whether packages are to be packed.
@@ -114,6 +120,10 @@ func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
 		return usagef(cmd, "--apk-repo, --apk, --deb-repo and --deb do not go together: pack them one after the other, or unpack them to one directory")
 	case kinds == 0 && (f.lock != "" || f.dryRun || f.apkKeys != nil):
 		return usagef(cmd, "--lock, --dry-run and --apk-key are for packages: --apk-repo, --apk, --deb-repo or --deb")
+	case f.apkKeys != nil && f.apkRepo == "" && len(f.apks) == 0:
+		return usagef(cmd, "--apk-key is for --apk-repo and --apk")
+	case (f.debKeyrings != nil || f.debSuite != "" || f.debComponents != nil || f.debAnyDate) && f.debRepo == "":
+		return usagef(cmd, "--deb-suite, --deb-component, --deb-keyring and --deb-any-date are for --deb-repo: a single package of Debian has no signature")
 	case f.debLists != "" && len(f.debs) == 0:
 		return usagef(cmd, "--deb-lists is for --deb")
 	case f.debRepo != "" && f.debSuite == "":
@@ -136,39 +146,63 @@ type unpackedPackages struct {
 }
 
 // unpackPackages fetches and unpacks the packages, verifies them, and compares them with
-// the lock.
-func (a *app) unpackPackages(ctx context.Context, f *packageFlags, sources []string) (*unpackedPackages, error) {
+// the lock. Of their files it keeps what the kind of tree can need.
+func (a *app) unpackPackages(ctx context.Context, f *packageFlags, kind string, sources []string) (*unpackedPackages, error) {
+	if _, err := os.Stat(filepath.Dir(f.lock)); f.lock != "" && err != nil {
+		return nil, fmt.Errorf("lock file %s: %w", f.lock, err)
+	}
+	spool := archive.Options{}
+	switch kind {
+	case "modules":
+		spool.Map = without("boot", "usr/share")
+	case "firmware": // into usr/share lead symlinks, of Debian's ipw2x00.LICENSE for one
+		spool.Map = without("boot")
+	}
 	var u *unpackedPackages
 	var err error
 	switch {
 	case f.apkRepo != "":
-		u, err = a.unpackRepo(ctx, f, sources)
+		u, err = a.unpackRepo(ctx, f, spool, sources)
 	case len(f.apks) > 0:
-		u, err = a.unpackApks(ctx, f, append(slices.Clip(f.apks), sources...))
+		u, err = a.unpackApks(ctx, f, spool, append(slices.Clip(f.apks), sources...))
 	case f.debRepo != "":
-		u, err = a.unpackDebRepo(ctx, f, sources)
+		u, err = a.unpackDebRepo(ctx, f, spool, sources)
 	default:
-		u, err = unpackDebFiles(ctx, f, append(slices.Clip(f.debs), sources...))
-	}
-	if conflict, ok := errors.AsType[*archive.ConflictError](err); ok {
-		return nil, fmt.Errorf("packages have different files at one path: %w", conflict)
+		u, err = a.unpackDebFiles(ctx, f, spool, append(slices.Clip(f.debs), sources...))
 	}
 	if err != nil {
 		return nil, err
 	}
-	if f.lock != "" {
-		if err := checkLock(f.lock, u.list); err != nil {
-			return nil, errors.Join(err, u.close())
-		}
+	if err := f.checkLock(u.list); err != nil {
+		return nil, errors.Join(err, u.close())
 	}
 	return u, nil
 }
 
-// keys reads the keys that Alpine's packages must be signed with.
-func (f *packageFlags) keys() (apk.Keys, error) {
+// without returns a Map of archive.Options that leaves out what is below some
+// directories.
+func without(dirs ...string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		return name, !slices.ContainsFunc(dirs, func(dir string) bool {
+			return name == dir || strings.HasPrefix(name, dir+"/")
+		})
+	}
+}
+
+// checkLock refuses packages that are not those of the lock, if there is one.
+func (f *packageFlags) checkLock(list []lockedPackage) error {
+	if f.lock == "" {
+		return nil
+	}
+	return checkLock(f.lock, list)
+}
+
+// keys reads the keys that Alpine's packages must be signed with. Unless any were given,
+// these are those of the host, in a directory that need not be there.
+func (f *packageFlags) keys(host string) (apk.Keys, error) {
 	files := f.apkKeys
-	if _, err := os.Stat(apkKeysDir); len(files) == 0 && err == nil {
-		files = []string{apkKeysDir}
+	if _, err := os.Stat(host); len(files) == 0 && err == nil {
+		files = []string{host}
 	}
 	if len(files) == 0 {
 		return nil, errors.New("no key says whom to trust: give Alpine's with --apk-key, which are in its package alpine-keys and at " +
@@ -178,7 +212,7 @@ func (f *packageFlags) keys() (apk.Keys, error) {
 	for _, file := range files {
 		some, err := apk.LoadKeys(file)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("keys of Alpine: %w", err)
 		}
 		maps.Copy(all, some)
 	}
@@ -207,7 +241,7 @@ func (a *app) opener(place string) (o apk.Opener, done func(), err error) {
 
 // openRepo opens a repository of Alpine and selects packages.
 func (a *app) openRepo(ctx context.Context, f *packageFlags, globs []string) (*apk.Repository, *apk.Selection, func(), error) {
-	keys, err := f.keys()
+	keys, err := f.keys(apkKeysDir)
 	if err != nil {
 		return nil, nil, nil, err
 	}
@@ -228,23 +262,49 @@ func (a *app) openRepo(ctx context.Context, f *packageFlags, globs []string) (*a
 	return repo, sel, done, nil
 }
 
-func (a *app) unpackRepo(ctx context.Context, f *packageFlags, globs []string) (*unpackedPackages, error) {
+func (a *app) unpackRepo(ctx context.Context, f *packageFlags, spool archive.Options, globs []string) (*unpackedPackages, error) {
 	repo, sel, done, err := a.openRepo(ctx, f, globs)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	bar := a.progress("unpacking")
-	defer bar.finish()
-	n := 0
-	tree, err := repo.Unpack(ctx, sel.Packages, &apk.Options{Done: func(apk.Unpacked) {
-		n++
-		bar.count(n, len(sel.Packages))
-	}})
+	if err := f.checkLock(indexed(sel)); err != nil { // before anything is fetched
+		return nil, err
+	}
+	count, finish := a.counter(len(sel.Packages))
+	defer finish()
+	tree, err := repo.Unpack(ctx, sel.Packages, &apk.Options{Spool: spool, Done: func(apk.Unpacked) { count() }})
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w", shown(f.apkRepo), err)
 	}
 	return apkTree(tree), nil
+}
+
+// counter shows how many of some packages are unpacked. count may be called from several
+// goroutines.
+func (a *app) counter(all int) (count, finish func()) {
+	b := a.progress("unpacking")
+	var n atomic.Int64
+	return func() { b.count(int(n.Add(1)), all) }, b.finish
+}
+
+// indexed is what an index of Alpine says of packages. It does not have their
+// SHA-256.
+func indexed(sel *apk.Selection) []lockedPackage {
+	var list []lockedPackage
+	for _, p := range sel.Packages {
+		list = append(list, lockedPackage{Name: p.Name, Version: p.Version, Size: p.Size})
+	}
+	return list
+}
+
+// indexedDebs is what an index of Debian says of packages.
+func indexedDebs(entries []deb.Entry) []lockedPackage {
+	var list []lockedPackage
+	for _, e := range entries {
+		list = append(list, lockedPackage{e.Package, e.Version, e.SHA256, e.Size})
+	}
+	return list
 }
 
 func apkTree(tree *apk.Tree) *unpackedPackages {
@@ -255,12 +315,14 @@ func apkTree(tree *apk.Tree) *unpackedPackages {
 	return u
 }
 
-func (a *app) unpackApks(ctx context.Context, f *packageFlags, files []string) (*unpackedPackages, error) {
-	keys, err := f.keys()
+func (a *app) unpackApks(ctx context.Context, f *packageFlags, spool archive.Options, files []string) (*unpackedPackages, error) {
+	keys, err := f.keys(apkKeysDir)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := apk.UnpackFiles(ctx, filesOpener{}, files, keys, nil)
+	count, finish := a.counter(len(files))
+	defer finish()
+	tree, err := apk.UnpackFiles(ctx, filesOpener{}, files, keys, &apk.Options{Spool: spool, Done: func(apk.Unpacked) { count() }})
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +334,7 @@ type filesOpener struct{}
 
 func (filesOpener) Open(_ context.Context, name string) (io.ReadCloser, error) { return os.Open(name) }
 
-func unpackDebFiles(ctx context.Context, f *packageFlags, files []string) (*unpackedPackages, error) {
+func (a *app) unpackDebFiles(ctx context.Context, f *packageFlags, opts archive.Options, files []string) (*unpackedPackages, error) {
 	var lists []deb.Entry
 	if f.debLists != "" {
 		var err error
@@ -291,15 +353,17 @@ func unpackDebFiles(ctx context.Context, f *packageFlags, files []string) (*unpa
 		}
 		inputs = append(inputs, in)
 	}
-	return unpackDebs(ctx, inputs)
+	return a.unpackDebs(ctx, opts, inputs)
 }
 
-func unpackDebs(ctx context.Context, inputs []deb.Input) (*unpackedPackages, error) {
-	spool, err := archive.NewSpool(nil)
+func (a *app) unpackDebs(ctx context.Context, opts archive.Options, inputs []deb.Input) (*unpackedPackages, error) {
+	spool, err := archive.NewSpool(&opts)
 	if err != nil {
 		return nil, err
 	}
-	tree, found, err := deb.Unpack(ctx, spool, inputs, nil)
+	count, finish := a.counter(len(inputs))
+	defer finish()
+	tree, found, err := deb.Unpack(ctx, spool, inputs, &deb.UnpackOptions{Done: func(deb.Unpacked) { count() }})
 	if err != nil {
 		return nil, errors.Join(err, spool.Close())
 	}
@@ -323,7 +387,9 @@ func (a *app) debRepo(f *packageFlags) (*deb.Repository, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &deb.Repository{Files: files, Suite: f.debSuite, Architecture: f.debArch, Verifier: deb.GPGV{Keyrings: rings}}, done, nil
+	return &deb.Repository{
+		Files: files, Suite: f.debSuite, Components: f.debComponents, Architecture: f.debArch, Verifier: deb.GPGV{Keyrings: rings}, AnyDate: f.debAnyDate,
+	}, done, nil
 }
 
 // openDebRepo does the same, and selects packages.
@@ -335,26 +401,38 @@ func (a *app) openDebRepo(ctx context.Context, f *packageFlags, globs []string) 
 	entries, err := repo.Packages(ctx, globs)
 	if err != nil {
 		done()
-		return nil, nil, nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), err)
+		return nil, nil, nil, f.debRepoError(err)
 	}
 	return repo, entries, done, nil
 }
 
-func (a *app) unpackDebRepo(ctx context.Context, f *packageFlags, globs []string) (*unpackedPackages, error) {
+// debRepoError says which repository it is, and the way out.
+func (f *packageFlags) debRepoError(err error) error {
+	if errors.Is(err, deb.ErrDate) {
+		err = fmt.Errorf("%w\nIf it is a snapshot of another day, --deb-any-date takes it", err)
+	}
+	return fmt.Errorf("repository %s: %w", shown(f.debRepo), err)
+}
+
+func (a *app) unpackDebRepo(ctx context.Context, f *packageFlags, opts archive.Options, globs []string) (*unpackedPackages, error) {
 	repo, entries, done, err := a.openDebRepo(ctx, f, globs)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	if err := f.checkLock(indexedDebs(entries)); err != nil { // before anything is fetched
+		return nil, err
+	}
 	var inputs []deb.Input
 	for _, e := range entries {
 		inputs = append(inputs, repo.Input(e))
 	}
-	return unpackDebs(ctx, inputs)
+	return a.unpackDebs(ctx, opts, inputs)
 }
 
-// listPackages is --dry-run. Of a repository, nothing but the index is fetched.
-func (a *app) listPackages(ctx context.Context, f *packageFlags, sources []string) error {
+// listPackages is --dry-run. Of a repository, nothing but the index is fetched. It
+// fails after the list if that is not what the lock has.
+func (a *app) listPackages(ctx context.Context, f *packageFlags, kind string, sources []string) error {
 	var list []lockedPackage
 	switch {
 	case f.debRepo != "":
@@ -363,26 +441,29 @@ func (a *app) listPackages(ctx context.Context, f *packageFlags, sources []strin
 			return err
 		}
 		defer done()
-		for _, e := range entries {
-			list = append(list, lockedPackage{e.Package, e.Version, e.SHA256, e.Size})
-		}
+		list = indexedDebs(entries)
 	case f.apkRepo != "":
 		_, sel, done, err := a.openRepo(ctx, f, sources)
 		if err != nil {
 			return err
 		}
 		defer done()
-		for _, p := range sel.Packages {
-			list = append(list, lockedPackage{Name: p.Name, Version: p.Version, Size: p.Size})
-		}
+		list = indexed(sel)
 	default:
-		u, err := a.unpackPackages(ctx, f, sources)
+		u, err := a.unpackPackages(ctx, f, kind, sources)
 		if err != nil {
 			return err
 		}
 		defer u.close()
 		list = u.list
 	}
+	if err := a.printPackages(list); err != nil {
+		return err
+	}
+	return f.checkLock(list)
+}
+
+func (a *app) printPackages(list []lockedPackage) error {
 	var total int64
 	for _, p := range list {
 		total += p.Size

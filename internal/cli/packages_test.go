@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"overmount/apk/apktest"
@@ -115,14 +116,126 @@ func TestPackAlpine(t *testing.T) {
 	if out := mustRun(t, "overmount", "flist", "tree", meta); !strings.Contains(out, "a.bin.zst") || !strings.Contains(out, "other") {
 		t.Errorf("the tree is %s", out)
 	}
-	if out := run(t, "overmount", "pack", "-m", meta, "-s", objects, "--apk-repo", r.dir, "linux-firmware"); apkKeysAreHere() != (out.code == 0) && !strings.Contains(out.stderr, "no key says whom to trust") {
+}
+
+// TestPackageKeys holds whose keys count: those given, or the host's, or none.
+func TestPackageKeys(t *testing.T) {
+	r := newAlpine(t, "firmware")
+	for name, c := range map[string]struct {
+		given []string
+		host  string
+		want  string // in the error
+	}{
+		"given":      {[]string{filepath.Join(r.keys, "builder-1.rsa.pub")}, "", ""},
+		"directory":  {[]string{r.keys}, "", ""},
+		"the host's": {nil, r.keys, ""},
+		"none":       {nil, filepath.Join(r.keys, "nowhere"), "no key says whom to trust: give Alpine's with --apk-key, which are in its package alpine-keys"},
+		"missing":    {[]string{filepath.Join(r.keys, "nowhere")}, r.keys, "keys of Alpine: stat "},
+		"no key":     {[]string{t.TempDir()}, r.keys, "there is no key in it"},
+	} {
+		keys, err := (&packageFlags{apkKeys: c.given}).keys(c.host)
+		if c.want == "" && (err != nil || len(keys) != 1) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: keys() = %v, %v, want the error %q", name, keys, err, c.want)
+		}
+	}
+	if _, err := os.Stat(apkKeysDir); err == nil {
+		return // then those are trusted
+	}
+	out := run(t, "overmount", "pack", "-m", filepath.Join(t.TempDir(), "x.fl"), "-s", "dir:///nowhere", "--apk-repo", r.dir, "linux-firmware")
+	if out.code != 1 || !strings.Contains(out.stderr, "no key says whom to trust") {
 		t.Errorf("without a key: exit code %d, %q", out.code, out.stderr)
 	}
 }
 
-func apkKeysAreHere() bool {
-	_, err := os.Stat(apkKeysDir)
-	return err == nil
+// TestPackAlpineKernel packs a kernel's package, which has no index files: its
+// scripts would make them.
+func TestPackAlpineKernel(t *testing.T) {
+	work := t.TempDir()
+	s := apktest.NewSigner(t, "builder-1.rsa.pub", crypto.SHA1)
+	key := filepath.Join(work, s.Name)
+	write(t, key, s.Public(t))
+	const dir = "lib/modules/6.12.1-0-lts/"
+	p := apktest.Package{Name: "linux-lts", Version: "6.12.1-r0", Depends: []string{"initramfs-generator"}, Signer: s, Files: []apktest.Entry{
+		{Name: "boot/"}, {Name: "boot/vmlinuz-lts", Content: []byte("kernel")}, {Name: "lib/"}, {Name: "lib/modules/"}, {Name: dir}, {Name: dir + "kernel/"},
+		{Name: dir + "modules.builtin"}, {Name: dir + "modules.builtin.modinfo"}, {Name: dir + "modules.order", Content: []byte("kernel/a.ko\nkernel/b.ko\n")},
+	}}
+	for name, text := range map[string]string{"a": "export a_do\nalias=pci:a", "b": "need a_do\nalias=pci:b"} {
+		m, err := kmodtest.Parse("vermagic=6.12.1-0-lts SMP\n" + text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Files = append(p.Files, apktest.Entry{Name: dir + "kernel/" + name + ".ko.zst", Content: kmodtest.Zstd(t, m.Bytes())})
+	}
+	repo := filepath.Join(work, "main")
+	apktest.Repository(t, repo, s, p)
+	for name, source := range map[string][]string{
+		"file":       {"--apk", filepath.Join(repo, "x86_64", p.File())},
+		"repository": {"--apk-repo", repo, "--apk-arch", "x86_64", "linux-lts"},
+	} {
+		meta := filepath.Join(work, name+".fl")
+		mustRun(t, "overmount", append([]string{"pack", "-m", meta, "-s", "dir://" + filepath.Join(work, "objects"), "--kind", "modules", "--apk-key", key}, source...)...)
+		if out := mustRun(t, "overmount", "modules", "resolve", "-m", meta, "pci:b"); !strings.Contains(out, "b.ko") || !strings.Contains(out, "a.ko") {
+			t.Errorf("%s: pci:b needs %q, want both modules", name, out)
+		}
+		mustRun(t, "overmount", "verify", meta)
+	}
+}
+
+// TestLeftOut has two packages that differ where no module and no firmware is.
+func TestLeftOut(t *testing.T) {
+	work := t.TempDir()
+	put := func(name, firmware string) string {
+		p := debtest.Package{Name: name, Files: []debtest.Entry{{Name: "./"}, {Name: "./boot/"}, {Name: "./boot/config", Content: name},
+			{Name: "./lib/"}, {Name: "./lib/firmware/"}, {Name: "./lib/firmware/" + firmware, Content: name}}}
+		file := filepath.Join(work, p.File())
+		write(t, file, p.Bytes(t))
+		return file
+	}
+	args := []string{"pack", "-m", filepath.Join(work, "x.fl"), "-s", "dir://" + filepath.Join(work, "objects"), "--deb", put("one", "1.bin"), put("two", "2.bin"), "--kind"}
+	mustRun(t, "overmount", append(args, "firmware")...)
+	out := run(t, "overmount", append(args, "tree")...)
+	if out.code != 1 || strings.Count(out.stderr, "different files") != 1 || !strings.Contains(out.stderr, "boot/config: one_1.0_all and two_1.0_all have it") {
+		t.Errorf("with all files: exit code %d, %q, want a conflict", out.code, out.stderr)
+	}
+}
+
+// TestLockFirst holds that what an index says is compared with the lock before any
+// package is fetched.
+func TestLockFirst(t *testing.T) {
+	r := newAlpine(t, "firmware")
+	work := t.TempDir()
+	var fetched atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if strings.HasSuffix(req.URL.Path, ".apk") {
+			fetched.Add(1)
+		}
+		http.FileServer(http.Dir(r.dir)).ServeHTTP(w, req)
+	}))
+	t.Cleanup(server.Close)
+	lock := filepath.Join(work, "fw.lock")
+	pack := func(more ...string) ran {
+		return run(t, "overmount", append([]string{"pack", "-m", filepath.Join(work, "fw.fl"), "-s", "dir://" + filepath.Join(work, "objects"), "--kind", "firmware",
+			"--lock", lock, "--apk-repo", server.URL, "--apk-arch", "x86_64", "--apk-key", r.keys}, more...)...)
+	}
+	if out := pack("linux-firmware-e100"); out.code != 0 || fetched.Load() != 1 {
+		t.Fatalf("pack: exit code %d, %q, %d packages fetched, want 1", out.code, out.stderr, fetched.Load())
+	}
+	out := pack("linux-firmware")
+	if out.code != 1 || !strings.Contains(out.stderr, "linux-firmware-other 20250509-r0 is not in it") || fetched.Load() != 1 {
+		t.Errorf("other packages: exit code %d, %q, %d fetched, want 1, the reason, and none more", out.code, out.stderr, fetched.Load()-1)
+	}
+	if out := pack("--lock", filepath.Join(work, "nowhere/fw.lock"), "linux-firmware-e100"); out.code != 1 || !strings.Contains(out.stderr, "lock file") || fetched.Load() != 1 {
+		t.Errorf("a lock file that cannot be written: exit code %d, %q, %d fetched, want 1 and none more", out.code, out.stderr, fetched.Load()-1)
+	}
+	// --dry-run says the same, after the list.
+	out = pack("--dry-run", "linux-firmware-e100", "busybox")
+	if out.code != 1 || !strings.Contains(out.stderr, "busybox 1.0-r0 is not in it") || !strings.Contains(out.stdout, "2 packages") {
+		t.Errorf("--dry-run of other packages: exit code %d, %q, %q, want 1, the list and the reason", out.code, out.stderr, out.stdout)
+	}
+	out = pack("--dry-run", "--json", "linux-firmware-e100")
+	if want := `{"name":"linux-firmware-e100","version":"20250509-r0","size":`; out.code != 0 || !strings.HasPrefix(out.stdout, want) || !strings.Contains(out.stdout, `"packages":1`) || fetched.Load() != 1 {
+		t.Errorf("--dry-run --json: exit code %d, %q, %q, want 0 and a line that begins with %s", out.code, out.stderr, out.stdout, want)
+	}
 }
 
 func TestPackDebian(t *testing.T) {
@@ -172,6 +285,25 @@ func TestPackDebian(t *testing.T) {
 	if got := mustRun(t, "overmount", "flist", "cat", fw, "x.bin"); got != "2" {
 		t.Errorf("x.bin holds %q, want that of the package that replaces the other", got)
 	}
+	// apt's lists have a package, and say of another that it is not the one.
+	known := filepath.Join(work, "lists")
+	if err := os.Mkdir(known, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unsigned := func(text []byte) []byte { return text } // apt has checked it
+	for name, data := range (debtest.Repository{Suite: "bookworm", Arch: "amd64", Sign: unsigned, Packages: []debtest.Package{kernel}}).Files(t) {
+		write(t, filepath.Join(known, "example.org_debian_"+strings.ReplaceAll(name, "/", "_")), data)
+	}
+	lists := []string{"pack", "-m", meta, "-s", objects, "--kind", "modules", "--deb-lists", known, "--deb-arch", "amd64", "--deb"}
+	mustRun(t, "overmount", append(lists, file)...)
+	if out := run(t, "overmount", append(lists, one)...); out.code != 1 || !strings.Contains(out.stderr, "no index has a package of that name") {
+		t.Errorf("a package that is not in the lists: exit code %d, %q", out.code, out.stderr)
+	}
+	kernel.Fields = "Source: other\n"
+	write(t, file, kernel.Bytes(t))
+	if out := run(t, "overmount", append(lists, file)...); out.code != 1 || !strings.Contains(out.stderr, "is expected: it is damaged, or another one") && !strings.Contains(out.stderr, "are expected: it is damaged, or another one") {
+		t.Errorf("another package than in the lists: exit code %d, %q", out.code, out.stderr)
+	}
 	spoiled := read(t, file)
 	spoiled[bytes.Index(spoiled, []byte("data.tar.xz"))+60+40] ^= 1 // behind the header of the member
 	write(t, file, spoiled)
@@ -186,6 +318,8 @@ func TestPackDebian(t *testing.T) {
 func TestPackageFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--deb", "a.deb", "--apk", "a.apk"}, {"--lock", "x", "src"}, {"--dry-run", "src"}, {"--apk-repo", "r"}, {}, {"a", "b"}, {"--keep-compressed", "src"},
+		{"--deb", "a.deb", "--apk-key", "k"}, {"--deb", "a.deb", "--deb-keyring", "k"}, {"--deb", "a.deb", "--deb-any-date"}, {"--deb", "a.deb", "--deb-component", "main"}, {"--deb-repo", "r", "--deb-suite", "s"},
+		{"--apk", "a.apk", "--deb-lists", "l"},
 	} {
 		if out := run(t, "overmount", append([]string{"pack", "-m", "x.fl", "-s", "dir:///nowhere"}, args...)...); out.code != exitUsage {
 			t.Errorf("pack %q: exit code %d, %q, want %d", args, out.code, out.stderr, exitUsage)
@@ -228,7 +362,7 @@ func TestLock(t *testing.T) {
 func TestFirmwareForModules(t *testing.T) {
 	work := t.TempDir()
 	dir, fw, objects := filepath.Join(work, "lib/modules/6.1.0-test"), filepath.Join(work, "fw"), "dir://"+filepath.Join(work, "objects")
-	m, err := kmodtest.Parse("vermagic=6.1.0-test SMP\nfirmware=e100/*.bin\nfirmware=top.fw\nfirmware=rtl/link.bin\nfirmware=gone.bin")
+	m, err := kmodtest.Parse("vermagic=6.1.0-test SMP\nfirmware=e100/*.bin\nfirmware=top.fw\nfirmware=rtl/link.bin\nfirmware=gone.bin\nfirmware=by/way/x.fw\nfirmware=out/x.fw")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,26 +370,36 @@ func TestFirmwareForModules(t *testing.T) {
 	for name, text := range map[string]string{"modules.builtin": "", "modules.builtin.modinfo": "", "modules.order": "kernel/a.ko\n"} {
 		write(t, filepath.Join(dir, name), []byte(text))
 	}
-	for _, name := range []string{"e100/one.bin", "e100/notes", "other/big.bin", "rtl/x.bin", "far/target.bin", "far/more.bin", "top.fw", "loose.fw"} {
+	for _, name := range []string{"e100/one.bin", "e100/notes", "other/big.bin", "rtl/x.bin", "far/target.bin", "far/more.bin", "top.fw", "loose.fw", "real/x.fw", "real/beside.fw", "dir/in-it.fw", "dir/deep/no.fw"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(fw, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		write(t, filepath.Join(fw, name), []byte(name))
 	}
-	if err := os.Symlink("../far/target.bin", filepath.Join(fw, "rtl/link.bin")); err != nil {
+	if err := os.Mkdir(filepath.Join(fw, "by"), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	// A file behind a symlink to its directory, and a symlink to a directory beside it.
+	for name, target := range map[string]string{"rtl/link.bin": "../far/target.bin", "by/way": "../real", "real/dirlink": "../dir", "out": "/nowhere"} {
+		if err := os.Symlink(target, filepath.Join(fw, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	modules, firmware := filepath.Join(work, "m.fl"), filepath.Join(work, "fw.fl")
 	mustRun(t, "overmount", "pack", "-m", modules, "-s", objects, "--kind", "modules", "--depmod", dir)
 	out := run(t, "overmount", "pack", "-m", firmware, "-s", objects, "--kind", "firmware", "--for-modules", modules, fw)
-	if out.code != 0 || !strings.Contains(out.stderr, "leaves out 3 files, ") || !strings.Contains(out.stderr, "far, loose.fw, other") {
+	if out.code != 0 || !strings.Contains(out.stderr, "leaves out 5 files, ") || !strings.Contains(out.stderr, "dir, far, loose.fw, other, out") {
 		t.Errorf("pack: exit code %d, %q, want it to say what it leaves out", out.code, out.stderr)
 	}
 	got := mustRun(t, "overmount", "flist", "tree", firmware)
-	for name, want := range map[string]bool{"one.bin": true, "notes": true, "x.bin": true, "link.bin": true, "target.bin": true, "top.fw": true, "more.bin": false, "big.bin": false, "other": false, "loose.fw": false} {
+	for name, want := range map[string]bool{"one.bin": true, "notes": true, "x.bin": true, "link.bin": true, "target.bin": true, "top.fw": true, "more.bin": false, "big.bin": false, "other": false, "loose.fw": false,
+		"way": true, "beside.fw": true, "dirlink": true, "in-it.fw": true, "no.fw": false} {
 		if strings.Contains(got, name) != want {
 			t.Errorf("%s is there: %v, want %v, in %s", name, !want, want, got)
 		}
+	}
+	if out := run(t, "overmount", "pack", "-m", firmware, "-s", objects, "--kind", "firmware", "--for-modules", modules, filepath.Join(fw, "e100")); out.code != 0 || !strings.Contains(out.stderr, "leaves out 2 files") {
+		t.Errorf("of a tree that has nothing of it: exit code %d, %q", out.code, out.stderr)
 	}
 	if out := run(t, "overmount", "pack", "-m", firmware, "-s", objects, "--kind", "firmware", "--for-modules", firmware, fw); out.code != 1 || !strings.Contains(out.stderr, "does not say which firmware") {
 		t.Errorf("for what is no manifest of modules: exit code %d, %q", out.code, out.stderr)
@@ -331,6 +475,19 @@ func TestPackDebianRepository(t *testing.T) {
 	if out := run(t, "overmount", args(server.URL+"/debian", other, "firmware-*")...); out.code != 1 || !strings.Contains(out.stderr, "repository "+server.URL) {
 		t.Errorf("signed by another key: exit code %d, %q", out.code, out.stderr)
 	}
+	mustRun(t, "overmount", args(server.URL+"/debian", keyring, "--deb-component", "main", "--dry-run", "firmware-*")...)
+	if out := run(t, "overmount", args(server.URL+"/debian", keyring, "--deb-component", "contrib", "firmware-*")...); out.code != 1 || !strings.Contains(out.stderr, "in contrib: it has the architectures all amd64, and the components main") {
+		t.Errorf("of another component: exit code %d, %q", out.code, out.stderr)
+	}
+	// An old one, as a mirror that is no longer fed.
+	r.Fields = "Date: Thu, 25 Dec 2014 00:00:00 UTC\nValid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"
+	for name, data := range r.Files(t) {
+		write(t, filepath.Join(work, "debian", name), data)
+	}
+	if out := run(t, "overmount", args(server.URL+"/debian", keyring, "firmware-*")...); out.code != 1 || !strings.Contains(out.stderr, "it was valid until Thu, 01 Jan 2015") || !strings.Contains(out.stderr, "--deb-any-date takes it") {
+		t.Errorf("out of date: exit code %d, %q, want the date and what to do", out.code, out.stderr)
+	}
+	mustRun(t, "overmount", args(server.URL+"/debian", keyring, "--deb-any-date", "firmware-*")...)
 	if out := run(t, "overmount", "pack", "-m", meta, "-s", "dir:///nowhere", "--deb-repo", "x", "firmware-*"); out.code != exitUsage {
 		t.Errorf("without a suite: exit code %d, %q", out.code, out.stderr)
 	}
