@@ -10,6 +10,7 @@
 //	firmware  the firmware of stage 1 stays reachable (firmware_class.path)
 //	mount     what a dead daemon left is taken away first
 //	prefetch  in the background
+//	rebind    what was loaded without what is mounted now tries its devices again
 //	coldplug  udevadm control --reload, trigger, settle; or our own
 //	load      modules that are wanted in any case
 //
@@ -39,6 +40,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
+	"overmount/coldplug"
 	"overmount/origin"
 	"overmount/signature"
 )
@@ -74,6 +76,11 @@ type Actions struct {
 	Coldplug func(ctx context.Context) (Coldplugged, error)
 	// Load loads modules by name.
 	Load func(ctx context.Context, names []string) error
+	// Rebind has the kernel look again for drivers of devices that have none though
+	// a loaded module is for them, and says what came of each.
+	Rebind func(ctx context.Context) ([]Rebound, error)
+	// Files returns the files of all mounts that were opened, or fetched ahead.
+	Files func() []File
 }
 
 // A Boot is one way up.
@@ -85,11 +92,15 @@ type Boot struct {
 	trust     map[string]origin.Trust
 	lock      *os.File
 	parameter string // the file of firmware_class.path
+	sysfs     fs.FS
+	// missed says that modules may be loaded which were without what is mounted now.
+	missed bool
 
 	mu      sync.Mutex
 	report  Report
 	mounted []Mounted
 	pending []place
+	before  *coldplug.Machine // with its modules before the mount of modules
 }
 
 // A place is a manifest and where it goes.
@@ -98,7 +109,7 @@ type place struct{ kind, manifest, dir string }
 // New prepares a boot. It takes the lock of RunDir, which is held until Close, and
 // fails if another boot has it, and for a configuration that cannot be used.
 func New(c *Config, do Actions, log *slog.Logger) (*Boot, error) {
-	b := &Boot{c: *c, do: do, log: log, start: time.Now(), parameter: firmwarePath}
+	b := &Boot{c: *c, do: do, log: log, start: time.Now(), parameter: firmwarePath, sysfs: os.DirFS("/sys"), before: new(coldplug.Machine)}
 	if b.c.Kver == "" {
 		var err error
 		if b.c.Kver, err = runningKernel(); err != nil {
@@ -112,6 +123,7 @@ func New(c *Config, do Actions, log *slog.Logger) (*Boot, error) {
 		return nil, err
 	}
 	b.report = Report{Kver: b.c.Kver}
+	b.missed = bootedBefore(b.c.RunDir)
 	return b, b.takeLock()
 }
 
@@ -350,6 +362,9 @@ func (b *Boot) mount(ctx context.Context, p place, c origin.Copy) error {
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}
+	if p.kind == Modules {
+		b.noteModules()
+	}
 	m, err := b.do.Mount(ctx, p.kind, c.Path, p.dir)
 	if err != nil {
 		return err
@@ -372,6 +387,9 @@ func (b *Boot) devices(ctx context.Context) {
 		b.try("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
 	}
 	if b.c.Coldplug != none {
+		if b.missed && len(b.mounted) > 0 {
+			b.try("rebind", func() (string, error) { return b.rebind(ctx) })
+		}
 		b.try("coldplug", func() (string, error) { return b.coldplug(ctx) })
 	}
 	if len(b.c.Load) > 0 {
@@ -383,7 +401,7 @@ func (b *Boot) coldplug(ctx context.Context) (string, error) {
 	done, err := b.do.Coldplug(ctx)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.report.Drivers = done.Drivers
+	b.report.Drivers = merged(b.report.Drivers, done.Drivers)
 	return done.Note, err
 }
 
@@ -415,7 +433,8 @@ func (b *Boot) degrade() {
 }
 
 // Background goes on trying to mount what Run could not, until all is there or
-// the context ends. When something new is, the devices are announced once more.
+// the context ends. When something new is, devices without a driver are probed again,
+// and all are announced once more.
 // It calls changed, if that is not nil, when the report has changed.
 func (b *Boot) Background(ctx context.Context, changed func()) {
 	pauses := &backoff.ExponentialBackOff{InitialInterval: maxPause, MaxInterval: 30 * time.Second, Multiplier: 2, RandomizationFactor: 0.5}
@@ -433,6 +452,7 @@ func (b *Boot) Background(ctx context.Context, changed func()) {
 			return
 		}
 		if b.again(ctx, pending) {
+			b.missed = true
 			b.devices(ctx)
 			if changed != nil {
 				changed()

@@ -27,15 +27,9 @@ type Report struct {
 	Degraded bool           `json:"degraded"` // a step failed, or a manifest is not from its place
 	Steps    []Step         `json:"steps"`
 	Mounts   []*MountReport `json:"mounts"`
-	Drivers  []Driver       `json:"drivers,omitempty"` // of the last coldplug, unless udev did it
+	Drivers  []Driver       `json:"drivers,omitempty"` // in the order of their names
+	Rebound  []Rebound      `json:"rebound,omitempty"` // that were probed again, because of a late mount
 	Pending  []string       `json:"pending,omitempty"` // kinds that are not mounted, and tried again
-}
-
-// A Driver is a module that coldplug has loaded, or tried to.
-type Driver struct {
-	Module string        `json:"module"`
-	Took   time.Duration `json:"took_ns"` // with the wait for its file, and for its firmware
-	Error  string        `json:"error,omitempty"`
 }
 
 // Coldplugged is what coldplug did.
@@ -65,12 +59,13 @@ type MountReport struct {
 	counts func() map[string]int64
 }
 
-// Report returns the report as it stands.
+// Report returns the report as it stands. Of drivers it has what coldplug said; what
+// they cost, WriteReport adds.
 func (b *Boot) Report() Report {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := b.report
-	r.Steps, r.Drivers = slices.Clone(r.Steps), slices.Clone(r.Drivers)
+	r.Steps, r.Drivers, r.Rebound = slices.Clone(r.Steps), slices.Clone(r.Drivers), slices.Clone(r.Rebound)
 	r.Mounts = nil
 	for _, m := range b.report.Mounts {
 		now := *m
@@ -83,13 +78,21 @@ func (b *Boot) Report() Report {
 	return r
 }
 
-// WriteReport writes the report to its file.
-func (b *Boot) WriteReport() error {
-	text, err := json.MarshalIndent(b.Report(), "", "  ")
-	if err != nil {
-		return err
+// WriteReport writes the report to its file, with what each driver has cost, and
+// returns it.
+func (b *Boot) WriteReport() (*Report, error) {
+	r := b.Report()
+	b.mu.Lock()
+	before := b.before
+	b.mu.Unlock()
+	if err := r.costs(b.sysfs, before, b.do.Files()); err != nil {
+		b.log.Warn("the report lacks what drivers have cost", "error", err)
 	}
-	return atomicfile.Write(filepath.Join(b.c.RunDir, ReportFile), append(text, '\n'), 0o644)
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(b.c.RunDir, ReportFile), append(text, '\n'), 0o644)
+	}
+	return &r, err
 }
 
 // SetReady makes the ready file.
@@ -122,13 +125,15 @@ func (r *Report) Took() time.Duration {
 	return end
 }
 
-// Total returns the sum of one count over all mounts.
-func (r *Report) Total(name string) int64 {
-	var sum int64
+// Counts are the sums of those of all mounts.
+func (r *Report) Counts() map[string]int64 {
+	sums := map[string]int64{}
 	for _, m := range r.Mounts {
-		sum += m.Counts[name]
+		for name, n := range m.Counts {
+			sums[name] += n
+		}
 	}
-	return sum
+	return sums
 }
 
 // Line is the report in one line.

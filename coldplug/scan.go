@@ -61,6 +61,16 @@ func Scan(sysfs fs.FS) (*Machine, error) {
 	return &m, nil
 }
 
+// ScanModules is [Scan] without the devices.
+func ScanModules(sysfs fs.FS) (*Machine, error) {
+	var m Machine
+	if err := m.scanModules(sysfs); err != nil {
+		return nil, err
+	}
+	m.sort()
+	return &m, nil
+}
+
 func (m *Machine) sort() {
 	slices.SortStableFunc(m.Devices, func(a, b Device) int { return cmp.Compare(a.Path, b.Path) })
 	slices.SortStableFunc(m.Modules, func(a, b KnownModule) int { return cmp.Compare(a.Name, b.Name) })
@@ -175,6 +185,16 @@ func underscores(name string) string { return strings.ReplaceAll(name, "-", "_")
 // Loaded reports whether a module, named with underscores, is in the kernel, about
 // to be, or part of it. One that is going is not.
 func (m *Machine) Loaded(name string) bool {
+	state := m.State(name)
+	return state != "" && state != "going"
+}
+
+// State returns the state of a module, named with underscores, as in [KnownModule];
+// it is empty for one that the kernel does not have.
+func (m *Machine) State(name string) string {
 	i, ok := slices.BinarySearchFunc(m.Modules, name, func(k KnownModule, name string) int { return cmp.Compare(k.Name, name) })
-	return ok && m.Modules[i].State != "going"
+	if !ok {
+		return ""
+	}
+	return m.Modules[i].State
 }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -73,6 +74,16 @@ func TestScan(t *testing.T) {
 		if got := m.Loaded(name); got != want {
 			t.Errorf("Loaded(%q) = %v, want %v", name, got, want)
 		}
+	}
+	modules, err := ScanModules(files(sysfs))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(&Machine{Modules: want.Modules, Warnings: want.Warnings}, modules); diff != "" {
+		t.Errorf("ScanModules (-want +got):\n%s", diff)
+	}
+	if got, want := []string{m.State("old"), m.State("printk"), m.State("nosuch")}, []string{"going", Builtin, ""}; !slices.Equal(got, want) {
+		t.Errorf("states %q, want %q", got, want)
 	}
 }
 

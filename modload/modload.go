@@ -6,7 +6,8 @@
 // of a mount over a network, or for a device. [Coldplug] plans for all devices,
 // loads, and does the same for those devices that appear because of it, until
 // nothing new does. Neither needs udev, modprobe or a shell, but for the commands
-// that modprobe.d may name.
+// that modprobe.d may name. [Rebind] is for devices whose drivers were loaded, did not
+// find what they want, such as firmware, and have given up.
 //
 // The package looks at the kernel's events through a netlink socket, which has
 // nothing to do with the network.

@@ -106,7 +106,9 @@ type Prefetcher struct {
 	had      map[place]bool        // fetched ahead
 	read     map[place]int         // asked for by readers: where in accesses
 	accesses []bootpack.Access
-	files    map[manifest.Ino]bool // asked for by readers
+	files    map[manifest.Ino]*FileStats
+	opened   []manifest.Ino // those of files that were read, in order
+	ahead    []manifest.Ino // those that were fetched ahead, in order
 	stats    Stats
 }
 
@@ -139,7 +141,7 @@ func New(t *tree.Tree, o *Options) *Prefetcher {
 	}
 	return &Prefetcher{
 		t: t, m: t.Manifest(), opts: f, wake: make(chan struct{}, 1),
-		begun: map[manifest.Ino]bool{}, had: map[place]bool{}, read: map[place]int{}, files: map[manifest.Ino]bool{},
+		begun: map[manifest.Ino]bool{}, had: map[place]bool{}, read: map[place]int{}, files: map[manifest.Ino]*FileStats{},
 	}
 }
 
@@ -166,8 +168,47 @@ func (p *Prefetcher) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.stats
-	s.Files, s.Blocks = int64(len(p.files)), int64(len(p.read))
+	s.Files, s.Blocks = int64(len(p.opened)), int64(len(p.read))
 	return s
+}
+
+// FileStats are the counts of one file, with the meaning that they have in Stats.
+type FileStats struct {
+	Ino manifest.Ino
+
+	Reads, ReadBytes, Failed int64
+	Waited                   time.Duration
+	Blocks                   int64 // that were read, each once
+	Hits                     int64 // Blocks that had been fetched ahead
+	Prefetched               int64 // blocks that were fetched ahead
+}
+
+// ByFile returns the counts of each file: first of those that were read, in the order
+// in which that began, then of those that were only fetched ahead. The kernel has not
+// opened these, or has had them in its page cache.
+func (p *Prefetcher) ByFile() []FileStats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make([]FileStats, 0, len(p.files))
+	for _, ino := range p.opened {
+		all = append(all, *p.files[ino])
+	}
+	for _, ino := range p.ahead {
+		if f := p.files[ino]; f.Reads == 0 {
+			all = append(all, *f)
+		}
+	}
+	return all
+}
+
+// file returns the counts of a file, to be changed. p.mu is held.
+func (p *Prefetcher) file(ino manifest.Ino) *FileStats {
+	f := p.files[ino]
+	if f == nil {
+		f = &FileStats{Ino: ino}
+		p.files[ino] = f
+	}
+	return f
 }
 
 // Use puts what is fetched from now on into cache.
@@ -308,6 +349,11 @@ func (p *Prefetcher) deliver(at place, plain []byte) {
 		return // somebody else fetched it, too
 	}
 	p.had[at] = true
+	f := p.file(at.ino)
+	if f.Prefetched == 0 {
+		p.ahead = append(p.ahead, at.ino)
+	}
+	f.Prefetched++
 	p.stats.Prefetched++
 	p.stats.PrefetchBytes += int64(len(plain))
 	if stored {

@@ -272,6 +272,40 @@ func TestRecord(t *testing.T) {
 	}
 }
 
+// What each file has cost: first those that were read, in order, then the others.
+func TestByFile(t *testing.T) {
+	// With a record nothing is put into the page cache, so that all reads are seen.
+	w := mounted(t, prefetch.Options{Record: true}, modules()...)
+	if _, err := w.Files(t.Context(), []string{"kernel/soft.ko", "kernel/mid.ko"}); err != nil {
+		t.Fatal(err)
+	}
+	w.cat("kernel/other.ko", "kernel/mid.ko")
+	var got []prefetch.FileStats
+	var names []string
+	var waited time.Duration
+	for _, f := range w.ByFile() {
+		names = append(names, w.t.Manifest().Name(f.Ino))
+		waited += f.Waited
+		if f.Reads > 1 {
+			f.Reads = 1 // how many the kernel makes of one is its own affair
+		}
+		f.Ino, f.Waited = 0, 0
+		got = append(got, f)
+	}
+	if want := []string{"other.ko", "mid.ko", "soft.ko"}; !slices.Equal(names, want) {
+		t.Errorf("ByFile has %q, want %q", names, want)
+	}
+	want := []prefetch.FileStats{
+		{Reads: 1, ReadBytes: 2000, Blocks: 1}, {Reads: 1, ReadBytes: block.Size + 1, Blocks: 2, Hits: 2, Prefetched: 2}, {Prefetched: 1},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("ByFile = %+v, want %+v", got, want)
+	}
+	if s := w.Stats(); s.Files != 2 || s.Waited != waited || waited == 0 {
+		t.Errorf("Stats = %+v, want two files, and %v of waiting", s, waited)
+	}
+}
+
 // A pack of one boot's record makes the next one read nothing.
 func TestPack(t *testing.T) {
 	files := append(modules(), treetest.File{Path: "kernel/twin.ko", Data: modules()[3].Data})

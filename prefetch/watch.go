@@ -22,7 +22,7 @@ func (p *Prefetcher) Read(ino manifest.Ino, off int64, n int) (done func(error))
 	if first == 0 && p.opts.Closure && strings.Contains(p.m.Name(ino), ".ko") {
 		p.startClosure(ino)
 	}
-	return func(err error) { p.noteDone(news, time.Since(start), err) }
+	return func(err error) { p.noteDone(ino, news, time.Since(start), err) }
 }
 
 // span returns the first and the last block of a part of a file.
@@ -40,16 +40,25 @@ func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stats.Reads++
-	p.files[ino] = true
+	f := p.file(ino)
+	if f.Reads == 0 {
+		p.opened = append(p.opened, ino)
+	}
+	f.Reads++
 	hit := true
 	for i := first; i <= last; i++ {
 		at := place{ino, i}
 		begin := int64(i) * block.Size
 		bytes := min(off+n, begin+block.Size, p.m.Attr(ino).Size) - max(off, begin)
 		p.stats.ReadBytes += bytes
+		f.ReadBytes += bytes
 		hit = hit && p.had[at]
 		index, again := p.read[at]
 		if !again {
+			f.Blocks++
+			if p.had[at] {
+				f.Hits++
+			}
 			index = p.firstRead(at)
 			news = append(news, index)
 		}
@@ -74,12 +83,15 @@ func (p *Prefetcher) firstRead(at place) int {
 	return index
 }
 
-func (p *Prefetcher) noteDone(news []int, waited time.Duration, err error) {
+func (p *Prefetcher) noteDone(ino manifest.Ino, news []int, waited time.Duration, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	f := p.file(ino)
 	p.stats.Waited += waited
+	f.Waited += waited
 	if err != nil {
 		p.stats.Failed++
+		f.Failed++
 	}
 	for _, index := range news {
 		if index < len(p.accesses) {

@@ -62,9 +62,10 @@ func (a *app) bootCommand() *cobra.Command {
 Then it returns, and leaves behind the process that serves the mounts. A step that
 fails keeps no other from being done, and boot still ends with 0, unless --strict
 is given: a machine with half of its drivers can be looked at. What could not be
-mounted is tried again in the background, for ever. The report is in
-/run/overmount/report.json ("overmount report" shows it), the log beside it, and
-/run/overmount/ready is there when boot has done its steps.
+mounted is tried again in the background, for ever; when it is there, devices whose
+drivers have given up without it are probed again, and step 5 is done once more. The
+report is in /run/overmount/report.json ("overmount report" shows it), the log beside
+it, and /run/overmount/ready is there when boot has done its steps.
 
 Settings are in FILE (TOML), in the environment (OVERMOUNT_NAME) and on the kernel
 command line (overmount.name=value), where the later ones count. Upper case and _
@@ -251,7 +252,7 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	m.early, m.manifests = map[string]*earlyPack{}, map[string]*manifest.Manifest{}
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
-		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load,
+		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files,
 	}, m.log)
 	if err != nil {
 		return err
@@ -269,15 +270,16 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	if err := b.Run(ctx); err != nil {
 		return err
 	}
-	tell := func() {
-		if err := b.WriteReport(); err != nil {
+	tell := func() *boot.Report {
+		report, err := b.WriteReport()
+		if err != nil {
 			m.log.Error("the report could not be written", "error", err)
 		}
 		m.record()
+		return report
 	}
-	tell()
-	report := b.Report()
-	m.logBooted(&report)
+	report := tell()
+	m.log.Info("booted", bootLine(report)...)
 	if err := b.SetReady(); err != nil {
 		m.log.Error("the ready file could not be written", "error", err)
 	}
@@ -285,18 +287,19 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 		return err
 	}
 	defer h.end(m.log)
-	b.Background(ctx, tell)
+	b.Background(ctx, func() { tell() })
 	m.wait(ctx)
 	return nil
 }
 
-// logBooted is the report in one line of the log.
-func (m *machine) logBooted(r *boot.Report) {
-	attrs := []any{"degraded", r.Degraded, "took", r.Took().Round(time.Millisecond), "mounted", len(r.Mounts), "pending", len(r.Pending)}
-	for _, name := range []string{"files", "objects", "object_bytes", "requests", "failed_requests", "waited_ms", "prefetch_hits"} {
-		attrs = append(attrs, name, r.Total(name))
+// bootLine is what the log says of a boot in one line.
+func bootLine(r *boot.Report) []any {
+	line := []any{"degraded", r.Degraded, "took", r.Took().Round(time.Millisecond), "mounted", len(r.Mounts), "pending", len(r.Pending)}
+	counts := r.Counts()
+	for _, name := range []string{"files", "objects", "object_bytes", "requests", "failed_requests", "retries", "waited_ms", "prefetch_hits"} {
+		line = append(line, name, counts[name])
 	}
-	m.log.Info("booted", attrs...)
+	return line
 }
 
 // wait returns when the context ends, or all mounts have.
@@ -326,11 +329,11 @@ type bootMount struct {
 var _ boot.Mounted = (*bootMount)(nil)
 
 func (k *bootMount) Counts() map[string]int64 {
-	p, s := k.fetcher.Stats(), k.count.Counts()
+	p, w, s := k.fetcher.Stats(), k.count.wanted.Counts(), k.count.tried.Counts()
 	return map[string]int64{
 		"files": p.Files, "reads": p.Reads, "read_bytes": p.ReadBytes, "failed_reads": p.Failed, "waited_ms": p.Waited.Milliseconds(),
 		"prefetched_blocks": p.Prefetched, "prefetched_bytes": p.PrefetchBytes, "stored_blocks": p.Stored, "prefetch_hits": p.Hits, "given_up_blocks": p.GivenUp,
-		"objects": s.Objects, "object_bytes": s.Bytes, "requests": s.Requests, "failed_requests": s.Failed,
+		"objects": s.Objects, "object_bytes": s.Bytes, "requests": s.Requests, "failed_requests": s.Failed, "retries": retries(w, s),
 	}
 }
 
@@ -410,7 +413,7 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 // mountFlags are what "overmount mount" would be told.
 func (m *machine) mountFlags(kind, file string) *mountFlags {
 	f := &mountFlags{fsname: origin.Shown(m.placeOf(kind)), subtype: "overmount"}
-	f.treeFlags = treeFlags{meta: file, cacheDir: m.config.Cache, cacheSize: size(m.config.CacheSize), minFree: -1, timeout: m.config.ReadTimeout}
+	f.treeFlags = treeFlags{meta: file, cacheDir: m.config.Cache, cacheSize: size(m.config.CacheSize), minFree: -1, timeout: m.config.ReadTimeout, countEach: true}
 	if f.cacheDir == "none" {
 		f.cacheDir = ""
 	}

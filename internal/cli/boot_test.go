@@ -22,7 +22,7 @@ func TestHelpHasAllSettings(t *testing.T) {
 // Whoever reads a report looks up there what was counted.
 func TestHelpHasAllCounts(t *testing.T) {
 	help := new(app).reportCommand().Long
-	k := bootMount{opened: &opened{count: store.Count(nil)}, fetcher: new(prefetch.Prefetcher)}
+	k := bootMount{opened: &opened{count: &tally{wanted: store.Count(nil), tried: store.Count(nil)}}, fetcher: new(prefetch.Prefetcher)}
 	for name := range k.Counts() {
 		if !regexp.MustCompile(`(?m)^  (.*, )?` + name + `(,.*)? `).MatchString(help) {
 			t.Errorf("the help of report does not say what %s is", name)

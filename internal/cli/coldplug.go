@@ -27,6 +27,7 @@ type coldplugFlags struct {
 	dir      string
 	settle   time.Duration
 	parallel int
+	rebind   bool
 }
 
 func (a *app) coldplugCommand() *cobra.Command {
@@ -40,16 +41,23 @@ nothing new does. It reads modprobe.d and the kernel command line as modprobe do
 aliases, softdeps, blacklists, options, install commands. It makes no links in /dev
 and sets no rights: that is udev's work.
 
+With --rebind, it first has the kernel look again for drivers of devices that have none
+though a module is loaded that is for them: a driver that has not found its firmware
+has given up, and does not look when the firmware has come. Devices that have a driver
+are not touched.
+
 It ends with 3 if a module could not be loaded, or some were still on their way
 after --settle.
 
-With --json, one object for each module: module, milliseconds, and error if it was not
+With --json, one object for each device that was probed again: device, modules, driver
+if it has one now, took_ns, and error if it was not tried to the end; one for each
+module: module, milliseconds, and error if it was not
 loaded; and in the end one with loaded, declined (they found that nothing here is for
 them), failed, waiting, devices (with a modalias that some module is for), bound (those
 that have a driver), seconds.
 
 ` + exitCodes,
-		Example: "  overmount coldplug\n  overmount coldplug --settle 30s --json",
+		Example: "  overmount coldplug\n  overmount coldplug --settle 30s --json\n  overmount coldplug --rebind",
 		Args:    args(0, 0, ""),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.coldplug(cmd, &f) },
 	}
@@ -57,6 +65,7 @@ that have a driver), seconds.
 	flags.StringVar(&f.dir, "dir", "", "`directory` with the modules and their indexes (default /lib/modules/ and the version of the kernel)")
 	flags.DurationVar(&f.settle, "settle", 120*time.Second, "how long the devices may take")
 	flags.IntVar(&f.parallel, "parallel", 16, "most `modules` that are loaded at a time")
+	flags.BoolVar(&f.rebind, "rebind", false, "first probe devices again whose drivers have given up")
 	a.jsonFlag(cmd)
 	return cmd
 }
@@ -77,6 +86,17 @@ func (a *app) coldplug(cmd *cobra.Command, f *coldplugFlags) error {
 		f.dir = filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
 	}
 	d := driverLoading{dir: f.dir, fsys: os.DirFS(f.dir), parallel: f.parallel, log: log}
+	if f.rebind {
+		ctx, cancel := context.WithTimeout(cmd.Context(), f.settle)
+		defer cancel()
+		devices, err := d.rebind(ctx, "/sys")
+		if err != nil {
+			return fmt.Errorf("probe devices again: %w", err)
+		}
+		if err := a.reboundDevices(devices); err != nil {
+			return err
+		}
+	}
 	r, err := d.coldplug(cmd.Context(), f.settle)
 	if err != nil {
 		return fmt.Errorf("coldplug: %w", err)

@@ -144,6 +144,7 @@ type treeFlags struct {
 	cacheSize size
 	minFree   size
 	timeout   time.Duration
+	countEach bool // count requests for each object
 }
 
 func (f *treeFlags) add(cmd *cobra.Command, cacheHelp, cacheDefault string) {
@@ -162,7 +163,7 @@ func (f *treeFlags) add(cmd *cobra.Command, cacheHelp, cacheDefault string) {
 type opened struct {
 	tree  *tree.Tree
 	src   store.Reader // of the tree's objects
-	count *store.Counter
+	count *tally
 	cache *cache.Cache // nil without one
 }
 
@@ -187,7 +188,11 @@ func (f *treeFlags) open(ctx context.Context, a *app, log *slog.Logger) (*opened
 
 // openContent opens the stores of a manifest, and puts the cache before them.
 func (f *treeFlags) openContent(a *app, m *manifest.Manifest, log *slog.Logger) (*opened, error) {
-	src, counter, err := a.countedStores(m.Routes(), f.timeout, log)
+	count := store.Count
+	if f.countEach {
+		count = store.CountEach
+	}
+	src, counter, err := a.countedStores(m.Routes(), f.timeout, count, log)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", shown(f.meta), err)
 	}

@@ -223,12 +223,19 @@ func covered(routes []manifest.Route) error {
 // readStores opens the stores of a manifest for reading. Routes that this
 // program cannot read are left out with a warning, as long as others are left.
 func (a *app) readStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, error) {
-	r, _, err := a.countedStores(routes, budget, log)
+	r, _, err := a.countedStores(routes, budget, store.Count, log)
 	return r, err
 }
 
-// countedStores is readStores, with what counts the requests, each try by itself.
-func (a *app) countedStores(routes []manifest.Route, budget time.Duration, log *slog.Logger) (store.Reader, *store.Counter, error) {
+// A tally counts what was wanted of stores, and what was tried for it.
+type tally struct{ wanted, tried *store.Counter }
+
+// retries are the requests after the first for an object. The counts are those of
+// wanted and of tried, which are not taken at one moment.
+func retries(wanted, tried store.Counts) int64 { return max(tried.Requests-wanted.Requests, 0) }
+
+// countedStores is readStores, with what count has made to count the requests.
+func (a *app) countedStores(routes []manifest.Route, budget time.Duration, count func(store.Reader) *store.Counter, log *slog.Logger) (store.Reader, *tally, error) {
 	var readers store.Routes
 	var failed []error
 	opened := map[string]store.Reader{}
@@ -250,8 +257,9 @@ func (a *app) countedStores(routes []manifest.Route, budget time.Duration, log *
 		log.Warn("leaving out a store of the manifest", "reason", err)
 	}
 	log = log.With("stores", storeNames(routes))
-	counter := store.Count(store.Ranked(readers))
-	return store.Retry(counter, &store.RetryOptions{Budget: budget, Logger: log}), counter, nil
+	tried := count(store.Ranked(readers))
+	wanted := count(store.Retry(tried, &store.RetryOptions{Budget: budget, Logger: log}))
+	return wanted, &tally{wanted, tried}, nil
 }
 
 // storeNames names the stores of routes, for people.

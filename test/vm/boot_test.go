@@ -91,6 +91,8 @@ func newLab(t *testing.T, rtt time.Duration) *lab {
 	vm.WriteFile(t, filepath.Join(firmware, "labtest/blob.bin"), blob(1))
 	vm.WriteFile(t, filepath.Join(firmware, "labtest/late.bin"), blob(2))
 	vm.WriteFile(t, filepath.Join(firmware, "ath3k-1.fw"), blob(3))
+	vm.WriteFile(t, filepath.Join(firmware, "BCM2033-MD.hex"), blob(5))
+	vm.WriteFile(t, filepath.Join(firmware, "BCM2033-FW.bin"), blob(6))
 	start := time.Now()
 	l.host = newHost(t, l.modulesDir, firmware, rtt)
 	t.Logf("packing took %.1f s", time.Since(start).Seconds())
@@ -322,6 +324,7 @@ func (c *check) booted() {
 	if len(r.Mounts) != 2 || !strings.Contains(notes["coldplug"], by) {
 		c.t.Errorf("the boot has %d mounts, and its coldplug says %q, want 2, and %q", len(r.Mounts), notes["coldplug"], by)
 	}
+	c.drove(r)
 }
 
 // report returns a report of "overmount boot".

@@ -398,6 +398,7 @@ type Report map[string][]string
 func ReadReport(r io.Reader) (Report, error) {
 	report := Report{}
 	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20) // the report of a boot is one line
 	for lines.Scan() {
 		word, value, _ := strings.Cut(lines.Text(), " ")
 		report[word] = append(report[word], value)

@@ -95,19 +95,24 @@ test_firmware() {
 	request labtest/absent.bin
 }
 
-# plug_in makes a USB device appear whose driver wants firmware in its probe.
-plug_in() {
+# gadget VENDOR PRODUCT makes a USB device appear.
+gadget() {
 	try dummy_hcd /sbin/modprobe -a dummy_hcd libcomposite usb_f_ss_lb
 	mount -t configfs none /sys/kernel/config
 	gadget=/sys/kernel/config/usb_gadget/lab
 	mkdir $gadget
-	echo 0x0cf3 >$gadget/idVendor
-	echo 0x3000 >$gadget/idProduct
+	echo "$1" >$gadget/idVendor
+	echo "$2" >$gadget/idProduct
 	echo 0x0001 >$gadget/bcdDevice
 	mkdir $gadget/strings/0x409 $gadget/configs/c.1 $gadget/functions/Loopback.0
 	ln -s $gadget/functions/Loopback.0 $gadget/configs/c.1
 	await 5 test -e /sys/class/udc/dummy_udc.0
 	echo dummy_udc.0 >$gadget/UDC
+}
+
+# plug_in makes a USB device appear whose driver wants firmware in its probe.
+plug_in() {
+	gadget 0x0cf3 0x3000
 	try hotplug await 20 sh -c 'dmesg | grep -q ath3k'
 }
 
@@ -140,6 +145,25 @@ alone_phase() {
 	say "alone-after $(count)"
 	mark alone
 	try company await 90 sh -c '! grep -q pending /run/overmount/report.json'
+}
+
+# late_driver says which driver has the device of late_phase.
+late_driver() {
+	for alias in $(grep -l v0A5Cp2033 /sys/bus/usb/devices/*:*/modalias); do
+		basename "$(readlink "${alias%/modalias}/driver" || echo none)"
+	done
+}
+
+# late_phase comes after a boot to which the host has given modules and no firmware,
+# which it does then. The device's driver wants two files for its probe, and takes any.
+late_phase() {
+	gadget 0x0a5c 0x2033
+	try late-probe await 30 sh -c 'dmesg | grep -q "failed to load BCM2033-MD.hex"'
+	say "late-before $(late_driver)"
+	mark late
+	try company await 90 sh -c '! grep -q pending /run/overmount/report.json'
+	say "late-after $(late_driver)"
+	say "report $(overmount report --json)"
 }
 
 # load_phase loads a module that no device asks for, whose bytes the host spoils or
@@ -182,6 +206,7 @@ if [ "$0" != /sbin/init ]; then boot_with_udev; fi
 for phase in $(param lab.do | tr , ' '); do
 	case $phase in
 	alone) alone_phase ;;
+	late) late_phase ;;
 	main) main_phase ;;
 	spoiled | held | cut) load_phase "$phase" ;;
 	switch) switch_phase ;;
