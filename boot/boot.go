@@ -81,6 +81,9 @@ type Actions struct {
 	Rebind func(ctx context.Context) ([]Rebound, error)
 	// Files returns the files of all mounts that were opened, or fetched ahead.
 	Files func() []File
+	// FollowRoot goes to the root directory of PID 1, and reports whether that was
+	// another one: an initramfs has handed over meanwhile.
+	FollowRoot func() (changed bool, err error)
 }
 
 // A Boot is one way up.
@@ -261,13 +264,14 @@ func (b *Boot) obtain(ctx context.Context, p place, wait time.Duration) (origin.
 		if err == nil {
 			return c, nil
 		}
+		final := errors.Is(err, origin.ErrRefused) || errors.Is(err, fs.ErrNotExist)
 		if within.Err() == nil {
-			if last == nil {
+			if last == nil && !final {
 				b.log.Warn("manifest cannot be had yet", "kind", p.kind, "for", wait, "error", err)
 			}
 			last = err
 		}
-		if errors.Is(err, origin.ErrRefused) || errors.Is(err, fs.ErrNotExist) {
+		if final {
 			break
 		}
 		select {
@@ -433,9 +437,9 @@ func (b *Boot) degrade() {
 }
 
 // Background goes on trying to mount what Run could not, until all is there or
-// the context ends. When something new is, devices without a driver are probed again,
+// the context ends, in the root directory that PID 1 has by then. When something new is, devices without a driver are probed again,
 // and all are announced once more.
-// It calls changed, if that is not nil, when the report has changed.
+// It calls changed, if that is not nil, when the report has changed, or its place.
 func (b *Boot) Background(ctx context.Context, changed func()) {
 	pauses := &backoff.ExponentialBackOff{InitialInterval: maxPause, MaxInterval: 30 * time.Second, Multiplier: 2, RandomizationFactor: 0.5}
 	for ctx.Err() == nil {
@@ -451,14 +455,36 @@ func (b *Boot) Background(ctx context.Context, changed func()) {
 		case <-ctx.Done():
 			return
 		}
+		news := b.followRoot()
 		if b.again(ctx, pending) {
-			b.missed = true
+			b.missed, news = true, true
 			b.devices(ctx)
-			if changed != nil {
-				changed()
-			}
+		}
+		if news && changed != nil {
+			changed()
 		}
 	}
+}
+
+// followRoot has what comes now be mounted where everybody sees it, and the ready file
+// be found there, too, if /run was not moved along. It reports whether it went anywhere.
+func (b *Boot) followRoot() bool {
+	changed, err := b.do.FollowRoot()
+	if err != nil {
+		b.log.Warn("whether PID 1 has another root directory now cannot be told: what is mounted late may not be seen there", "error", err)
+	}
+	if !changed {
+		return false
+	}
+	b.log.Info("the root directory of PID 1 has changed; going there")
+	err = os.MkdirAll(b.c.RunDir, 0o755)
+	if err == nil {
+		err = b.SetReady()
+	}
+	if err != nil {
+		b.log.Error("the ready file could not be written", "error", err)
+	}
+	return true
 }
 
 // onceMore is how long a place that is tried again is waited for.

@@ -37,6 +37,7 @@ type machine struct {
 	fetch func(place string) (origin.Copy, error)
 	fail  map[string]error // by what is done
 	files []File
+	root  func() bool // whether PID 1 has another one
 }
 
 func (m *machine) note(what string) error {
@@ -86,6 +87,10 @@ func (m *machine) actions() Actions {
 			return []Rebound{{Device: "pci 0a.0", Driver: "wifi"}, {Device: "pci 0b.0"}}, m.note("rebind")
 		},
 		Files: func() []File { return m.files },
+		FollowRoot: func() (bool, error) {
+			err := m.note("follow")
+			return m.root != nil && m.root(), err
+		},
 	}
 }
 
@@ -377,6 +382,47 @@ func TestServerComesLate(t *testing.T) {
 		}
 		if took := time.Since(start); took > 11*time.Minute {
 			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// An initramfs has handed over, and its /run is not the one that there is now.
+func TestFollowsTheRoot(t *testing.T) {
+	c := config(t)
+	synctest.Test(t, func(t *testing.T) {
+		m, start := &machine{}, time.Now()
+		m.fetch = func(place string) (origin.Copy, error) {
+			if time.Since(start) < 10*time.Minute {
+				return origin.Copy{}, errors.New("connection refused")
+			}
+			return origin.Copy{Path: place, State: origin.Fetched}, nil
+		}
+		m.root = func() bool {
+			if m.count("follow") != 3 {
+				return false
+			}
+			if n := m.count("mount modules http://web.example/flists/modules-" + kver + ".fl"); n != 0 {
+				t.Errorf("%d mounts before the root was followed", n)
+			}
+			if err := os.RemoveAll(c.RunDir); err != nil {
+				t.Error(err)
+			}
+			return true
+		}
+		b := newBoot(t, c, m)
+		if err := b.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		reported := false
+		b.Background(t.Context(), func() {
+			_, err := b.WriteReport()
+			reported = reported || err == nil && m.count("follow") == 3
+		})
+		if _, err := os.Stat(filepath.Join(c.RunDir, ReadyFile)); err != nil || !reported {
+			t.Errorf("ready file: %v, report there when the root was followed: %v", err, reported)
+		}
+		if n, _ := b.Mounted(); n != 2 {
+			t.Errorf("%d mounted, want both", n)
 		}
 	})
 }

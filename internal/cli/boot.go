@@ -22,6 +22,7 @@ import (
 	"overmount/firmware"
 	"overmount/fusefs"
 	"overmount/internal/httpclient"
+	"overmount/internal/mounts"
 	"overmount/internal/notify"
 	"overmount/kmod"
 	"overmount/manifest"
@@ -250,9 +251,14 @@ type machine struct {
 func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	m.mounts, m.class, m.unfollow = map[string]*bootMount{}, class(), func() {}
 	m.early, m.manifests = map[string]*earlyPack{}, map[string]*manifest.Manifest{}
+	root, err := mounts.NewRoot()
+	if err != nil {
+		m.log.Warn("the root directory of PID 1 cannot be seen", "error", err)
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
-		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files,
+		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files, FollowRoot: root.Follow,
 	}, m.log)
 	if err != nil {
 		return err
