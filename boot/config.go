@@ -25,8 +25,9 @@ import (
 type Config struct {
 	// Base is a URL or directory that holds modules-{kver}.fl and firmware.fl.
 	Base string
-	// Modules and Firmware are manifests, by URL or path. They default to those
-	// below Base; "none" means that there is none.
+	// Modules and Firmware are manifests, or compressed copies of them (.fl.zst), by
+	// URL or path. They default to the manifests below Base; "none" means that there
+	// is none.
 	Modules, Firmware string
 	// Pubkey must have signed the manifests: minisign's public key, or its file.
 	// Without one anybody may have made them.

@@ -1,7 +1,6 @@
 package origin
 
 import (
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -13,10 +12,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"overmount/internal/atomicfile"
 	"overmount/internal/httpclient"
+	"overmount/manifest"
 	"overmount/signature"
 )
 
@@ -25,8 +23,14 @@ type Options struct {
 	// MaxBytes is the length of the longest manifest that is taken, in bytes. The
 	// default is 512 MiB: a million files have 300.
 	MaxBytes int64
+	// TempDir is where Copy and Open put what they copy. The default is that of the
+	// system.
+	TempDir string
 	// Client is how servers are talked to. Its Wrap can bring credentials.
 	Client httpclient.Options
+	// Hint, if set, says what may help when a server refuses a request for want of
+	// the right credentials. It must not name any.
+	Hint func(*http.Request) string
 }
 
 // A Fetcher gets manifests. Concurrent use is safe, for different names.
@@ -51,12 +55,27 @@ func NewFetcher(o *Options) *Fetcher {
 // Close closes idle connections.
 func (f *Fetcher) Close() { f.client.Close() }
 
-// A manifest and its signature are two files, and may be replaced between their
-// requests. Then both are fetched again.
-const (
-	replacedTries = 3
-	replacedPause = 500 * time.Millisecond
-)
+// pauses are those before the tries to get a manifest that was replaced while it was
+// fetched.
+func pauses() []time.Duration { return []time.Duration{300 * time.Millisecond, time.Second} }
+
+// again tries to get signature and manifest from a place, and tries again if they do
+// not belong together.
+func again(ctx context.Context, place string, try func() error) error {
+	err := try()
+	for _, pause := range pauses() {
+		if !IsURL(place) || !errors.Is(err, signature.ErrChangedFile) {
+			break
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err = try()
+	}
+	return err
+}
 
 // Fetch gets the manifest at a place, and keeps it in dir, which it makes if need
 // be. It is not tried again after a failure.
@@ -64,22 +83,31 @@ const (
 // The error is ErrRefused for a manifest that must not be used, fs.ErrNotExist
 // for a place where none is, the context's, or another one if the place could not
 // be asked. After an error what was kept before is as it was.
-func (f *Fetcher) Fetch(ctx context.Context, place, dir string, t Trust) (Copy, error) {
-	c, err := f.fetch(ctx, place, dir, t)
-	if err != nil && ctx.Err() != nil {
+func (f *Fetcher) Fetch(ctx context.Context, place, dir string, t Trust) (c Copy, err error) {
+	if !IsURL(place) {
+		return f.local(ctx, place, t)
+	}
+	c, err = f.fetch(ctx, place, dir, t)
+	switch {
+	case err == nil:
+		return c, nil
+	case ctx.Err() != nil:
 		return Copy{}, ctx.Err()
+	case errors.Is(err, ErrRefused):
+		return Copy{}, refused(place, err)
 	}
-	if err != nil {
-		return Copy{}, fmt.Errorf("manifest %s: %w", Shown(place), err)
-	}
-	return c, nil
+	return Copy{}, fmt.Errorf("manifest %s: %w", Shown(place), err)
 }
 
-func (f *Fetcher) fetch(ctx context.Context, place, dir string, t Trust) (Copy, error) {
-	if !IsURL(place) {
-		m, c, err := t.check(ctx, place, readSignature(place))
-		return Copy{place, Local, c, m}, err
+func (f *Fetcher) local(ctx context.Context, place string, t Trust) (Copy, error) {
+	p, err := f.Open(ctx, place, t)
+	if err != nil {
+		return Copy{}, err
 	}
+	return Copy{place, Local, p.Claims, p.Manifest}, p.Close()
+}
+
+func (f *Fetcher) fetch(ctx context.Context, place, dir string, t Trust) (c Copy, err error) {
 	name, err := Name(place)
 	if err != nil {
 		return Copy{}, err
@@ -87,25 +115,19 @@ func (f *Fetcher) fetch(ctx context.Context, place, dir string, t Trust) (Copy, 
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return Copy{}, err
 	}
-	for try := 1; ; try++ {
-		d := download{Fetcher: f, url: place, file: filepath.Join(dir, name), t: t}
-		c, err := d.run(ctx)
-		if !errors.Is(err, signature.ErrChangedFile) || try == replacedTries {
-			return c, err
-		}
-		select {
-		case <-time.After(replacedPause):
-		case <-ctx.Done():
-			return Copy{}, ctx.Err()
-		}
-	}
+	err = again(ctx, place, func() (err error) {
+		d := download{Fetcher: f, place: place, file: filepath.Join(dir, name), t: t}
+		c, err = d.run(ctx)
+		return err
+	})
+	return c, err
 }
 
 // A download is one try to get a manifest.
 type download struct {
 	*Fetcher
-	url, file string
-	t         Trust
+	place, file string
+	t           Trust
 
 	kept *Copy
 	sig  []byte
@@ -113,13 +135,17 @@ type download struct {
 }
 
 func (d *download) run(ctx context.Context) (Copy, error) {
-	if m, c, err := d.t.check(ctx, d.file, readSignature(d.file)); err == nil {
+	if m, c, err := d.t.keptCheck(ctx, d.file); err == nil {
 		d.kept = &Copy{d.file, Unchanged, c, m}
 		d.t.MinSerial = max(d.t.MinSerial, c.Serial)
 	}
 	if d.t.Key != nil {
-		if err := d.signature(ctx); err != nil {
+		var err error
+		if d.sig, err = d.signature(ctx, d.place); errors.Is(err, ErrRefused) {
 			return Copy{}, err
+		}
+		if err != nil {
+			return Copy{}, fmt.Errorf("signature: %w", err)
 		}
 		if d.kept != nil && d.signed() == nil {
 			return *d.kept, nil
@@ -128,32 +154,19 @@ func (d *download) run(ctx context.Context) (Copy, error) {
 	return d.manifest(ctx)
 }
 
-// signature gets the signature.
-func (d *download) signature(ctx context.Context) error {
-	u, err := parse(d.url)
+// signed reports, with nil, that the signature that just came is that of the
+// manifest that was kept. It is noted beside it: its serial may be a new one. Of
+// several only the first counts, which is that of the newest manifest.
+func (d *download) signed() error {
+	in, err := os.Open(d.file)
 	if err != nil {
 		return err
 	}
-	u.Path += signature.Suffix
-	if u.RawPath != "" {
-		u.RawPath += signature.Suffix
+	defer in.Close()
+	c, err := d.t.verify(in, signature.First(d.sig))
+	if err == nil {
+		err = d.t.wanted(d.kept.Manifest, c)
 	}
-	resp, err := d.get(ctx, u.String(), "")
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: it is not signed: %w", ErrRefused, err)
-	}
-	if err != nil {
-		return fmt.Errorf("signature: %w", err)
-	}
-	defer resp.Body.Close()
-	d.sig, err = io.ReadAll(io.LimitReader(resp.Body, signature.MaxSize+1))
-	return err
-}
-
-// signed reports, with nil, that the signature that just came is that of the
-// manifest that was kept. It is noted beside it: its serial may be a new one.
-func (d *download) signed() error {
-	_, c, err := d.t.check(context.Background(), d.file, func() ([]byte, error) { return d.sig, nil })
 	if err != nil {
 		return err
 	}
@@ -163,11 +176,11 @@ func (d *download) signed() error {
 
 // manifest gets the manifest, checks it, and keeps it.
 func (d *download) manifest(ctx context.Context) (Copy, error) {
-	etag := ""
-	if d.kept != nil && d.t.Key == nil {
-		etag = d.readETag()
+	header := accepting(d.place)
+	if etag := d.readETag(); etag != "" && d.kept != nil && d.t.Key == nil {
+		header.Set("If-None-Match", etag)
 	}
-	resp, err := d.get(ctx, d.url, etag)
+	resp, err := d.ask(ctx, d.place, header)
 	if err != nil {
 		return Copy{}, err
 	}
@@ -181,21 +194,33 @@ func (d *download) manifest(ctx context.Context) (Copy, error) {
 		return Copy{}, err
 	}
 	defer out.Abort()
-	if err := d.body(out, resp); err != nil {
+	if err := d.body(out, resp, d.place); err != nil {
 		return Copy{}, err
 	}
-	m, c, err := d.t.check(ctx, out.Name(), func() ([]byte, error) { return d.sig, nil })
+	m, c, err := d.written(ctx, out)
 	if err != nil {
 		return Copy{}, err
 	}
 	return Copy{d.file, Fetched, c, m}, d.keep(out)
 }
 
+// written checks what came.
+func (d *download) written(ctx context.Context, out *atomicfile.File) (*manifest.Manifest, signature.Claims, error) {
+	in, err := os.Open(out.Name())
+	if err != nil {
+		return nil, signature.Claims{}, err
+	}
+	defer in.Close()
+	return d.t.check(ctx, in, d.sig)
+}
+
 // keep puts the manifest and what goes with it in place. The tag goes first and
 // comes last, so that it never stands beside another manifest.
 func (d *download) keep(out *atomicfile.File) error {
-	if err := os.Remove(d.file + ".etag"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, name := range []string{d.file, d.file + Suffix} {
+		if err := os.Remove(name + tagSuffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	if err := out.Commit(); err != nil {
 		return err
@@ -208,14 +233,25 @@ func (d *download) keep(out *atomicfile.File) error {
 	if d.etag == "" || len(d.etag) > maxETag {
 		return nil
 	}
-	return atomicfile.Write(d.file+".etag", []byte(d.etag), 0o644)
+	return atomicfile.Write(d.tagFile(), []byte(d.etag), 0o644)
 }
 
-// maxETag is the length of the longest entity tag that is kept, in bytes.
-const maxETag = 1024
+const (
+	tagSuffix = ".etag"
+	// maxETag is the length of the longest entity tag that is kept, in bytes.
+	maxETag = 1024
+)
+
+// tagFile is where the entity tag is. That of a compressed copy is another one.
+func (d *download) tagFile() string {
+	if Compressed(d.place) {
+		return d.file + Suffix + tagSuffix
+	}
+	return d.file + tagSuffix
+}
 
 func (d *download) readETag() string {
-	f, err := os.Open(d.file + ".etag")
+	f, err := os.Open(d.tagFile())
 	if err != nil {
 		return ""
 	}
@@ -225,68 +261,4 @@ func (d *download) readETag() string {
 		return ""
 	}
 	return string(tag)
-}
-
-// get makes a request. An answer other than 200, and 304 if there is a tag, is an
-// error.
-func (d *download) get(ctx context.Context, from, etag string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
-	if err != nil {
-		return nil, errors.New("the URL cannot be used")
-	}
-	req.Header.Set("User-Agent", "overmount")
-	if !strings.HasSuffix(from, signature.Suffix) {
-		req.Header.Set("Accept-Encoding", "zstd, gzip")
-	}
-	if etag != "" {
-		req.Header.Set("If-None-Match", etag)
-	}
-	resp, err := d.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	switch code := resp.StatusCode; {
-	case code == http.StatusOK, code == http.StatusNotModified && etag != "":
-		return resp, nil
-	case code == http.StatusNotFound, code == http.StatusGone:
-		err = fmt.Errorf("the server answers %s (%w)", resp.Status, fs.ErrNotExist)
-	default:
-		err = fmt.Errorf("the server answers %s", resp.Status)
-	}
-	resp.Body.Close()
-	return nil, err
-}
-
-// body writes an answer's body, decompressed, and refuses what is too long or cut.
-func (d *download) body(w io.Writer, resp *http.Response) error {
-	r, err := decoded(resp)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	n, err := io.Copy(w, io.LimitReader(r, d.opts.MaxBytes+1))
-	switch {
-	case err != nil:
-		return fmt.Errorf("after %d bytes: %w", n, err)
-	case n > d.opts.MaxBytes:
-		return fmt.Errorf("%w: it is longer than %d bytes", ErrRefused, d.opts.MaxBytes)
-	}
-	return nil
-}
-
-func decoded(resp *http.Response) (io.ReadCloser, error) {
-	switch encoding := resp.Header.Get("Content-Encoding"); encoding {
-	case "", "identity":
-		return io.NopCloser(resp.Body), nil
-	case "gzip":
-		return gzip.NewReader(resp.Body)
-	case "zstd":
-		r, err := zstd.NewReader(resp.Body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(16<<20))
-		if err != nil {
-			return nil, err
-		}
-		return r.IOReadCloser(), nil
-	default:
-		return nil, fmt.Errorf("the server sends it as %.20q, which was not asked for", encoding)
-	}
 }

@@ -20,16 +20,24 @@
 // least serial that is still accepted of each kind and kernel version, so that
 // nobody can offer an old manifest with its old, right signature.
 //
+// A file may have several signatures, one behind the other: while a manifest is
+// being replaced, that of the new one and then that of the old one, so that at no
+// moment it is without the right one. Any of them will do. The first is that of the
+// manifest which is there, or about to be; minisign looks at no other.
+//
 // Only signatures over the hash of a file are read, which minisign has made by
 // default since 0.10. The legacy kind is over the file itself, which would have
-// to be in memory as a whole. Limits: a signature has at most [MaxSize] bytes.
+// to be in memory as a whole. Limits: a file of signatures has at most [MaxSize]
+// bytes.
 package signature
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"aead.dev/minisign"
 )
@@ -37,8 +45,8 @@ import (
 // Suffix is what the name of a file gets to name its signature.
 const Suffix = ".minisig"
 
-// MaxSize is the length of the longest signature that is read, in bytes. The
-// longest that minisign writes has 9,452.
+// MaxSize is the length of the longest file of signatures that is read, in bytes.
+// The longest signature that minisign writes has 9,452, ours have some 300.
 const MaxSize = 16 << 10
 
 // Why a signature is refused. The errors of this package say more and wrap one
@@ -80,12 +88,13 @@ func Sign(key PrivateKey, file io.Reader, c Claims) ([]byte, error) {
 }
 
 // Verify reads a file to its end and returns what its signature claims, if key
-// made the signature and made it of this file. It does not judge the claims.
+// made the signature and made it of this file. It does not judge the claims. Of
+// several signatures, that of this file counts.
 //
 // Errors: ErrMalformed, ErrOtherKey, ErrChangedComment, all before anything is
 // read; ErrChangedFile; that of reading.
 func Verify(key PublicKey, file io.Reader, sig []byte) (Claims, error) {
-	c, err := Read(key, sig)
+	usable, err := readAll(key, sig)
 	if err != nil {
 		return Claims{}, err
 	}
@@ -93,15 +102,87 @@ func Verify(key PublicKey, file io.Reader, sig []byte) (Claims, error) {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return Claims{}, err
 	}
-	if !r.Verify(*key.key, sig) {
-		return Claims{}, ErrChangedFile
+	for _, u := range usable {
+		if r.Verify(*key.key, u.text) {
+			return u.claims, nil
+		}
 	}
-	return c, nil
+	return Claims{}, ErrChangedFile
 }
 
-// Read returns what a signature claims, if key made it, of whatever file. Errors
-// are those of Verify.
+// Read returns what a signature claims, if key made it, of whatever file; of
+// several, the first that key made. Errors are those of Verify.
 func Read(key PublicKey, sig []byte) (Claims, error) {
+	usable, err := readAll(key, sig)
+	if err != nil {
+		return Claims{}, err
+	}
+	return usable[0].claims, nil
+}
+
+// First returns the first of the signatures in a file.
+func First(sig []byte) []byte { return split(sig)[0] }
+
+// Join returns a file with a signature, and behind it those that are in another file,
+// of which what is no signature is left out. If that would be longer than MaxSize it
+// is the signature alone.
+func Join(first, others []byte) []byte {
+	all := split(first)
+	for _, sig := range split(others) {
+		if _, err := parse(sig); err == nil && !bytes.Equal(sig, all[0]) {
+			all = append(all, sig)
+		}
+	}
+	joined := append(bytes.Join(all, []byte("\n")), '\n')
+	if len(joined) > MaxSize {
+		return first
+	}
+	return joined
+}
+
+// split returns the signatures in a file, at least one: four lines each, without the
+// end of the last.
+func split(sig []byte) (all [][]byte) {
+	lines := bytes.SplitAfter(bytes.TrimRight(sig, "\r\n"), []byte("\n"))
+	for four := range slices.Chunk(lines, 4) {
+		all = append(all, bytes.TrimRight(bytes.Join(four, nil), "\r\n"))
+	}
+	return all
+}
+
+// A usable signature is one by the key that is asked about.
+type usable struct {
+	text   []byte
+	claims Claims
+}
+
+// readAll returns the signatures that key made, at least one, or why the first of
+// all cannot be used.
+func readAll(key PublicKey, sig []byte) ([]usable, error) {
+	if len(sig) > MaxSize {
+		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrMalformed, MaxSize)
+	}
+	var all []usable
+	var first error
+	for _, text := range split(sig) {
+		c, err := read(key, text)
+		switch {
+		case errors.Is(err, ErrMalformed):
+			return nil, err // something else is in the file
+		case err == nil:
+			all = append(all, usable{text, c})
+		case first == nil:
+			first = err
+		}
+	}
+	if len(all) == 0 {
+		return nil, first
+	}
+	return all, nil
+}
+
+// read reads one signature.
+func read(key PublicKey, sig []byte) (Claims, error) {
 	s, err := parse(sig)
 	if err != nil {
 		return Claims{}, err
@@ -123,9 +204,6 @@ func Read(key PublicKey, sig []byte) (Claims, error) {
 }
 
 func parse(sig []byte) (*minisign.Signature, error) {
-	if len(sig) > MaxSize {
-		return nil, fmt.Errorf("%w: it is longer than %d bytes", ErrMalformed, MaxSize)
-	}
 	var s minisign.Signature
 	if err := s.UnmarshalText(sig); err != nil {
 		return nil, fmt.Errorf("%w: it has not the four lines that minisign writes", ErrMalformed)

@@ -162,6 +162,48 @@ func TestVerifyRefuses(t *testing.T) {
 	}
 }
 
+// While a manifest is replaced, its file of signatures has that of the new one and
+// that of the old one.
+func TestSeveralSignatures(t *testing.T) {
+	key, other := generate(t), generate(t)
+	newer, older := Claims{"modules", "6.1", 2}, Claims{"modules", "6.1", 1}
+	first, second, foreign := sign(t, key, "new", newer), sign(t, key, "old", older), sign(t, other, "old", older)
+	both := Join(first, second)
+	for _, c := range []struct {
+		name string
+		sig  []byte
+		file string
+		got  Claims
+		want error
+	}{
+		{"the new one", both, "new", newer, nil},
+		{"the old one", both, "old", older, nil},
+		{"neither", both, "nobody's", Claims{}, ErrChangedFile},
+		{"behind that of another key", Join(foreign, second), "old", older, nil},
+		{"of another key behind it", Join(first, foreign), "old", Claims{}, ErrChangedFile},
+		{"something else behind them", append(bytes.Clone(both), "more\n"...), "new", Claims{}, ErrMalformed},
+		{"with the line ends of others", bytes.ReplaceAll(both, []byte("\n"), []byte("\r\n")), "old", older, nil},
+	} {
+		if got, err := Verify(key.Public(), strings.NewReader(c.file), c.sig); got != c.got || !errors.Is(err, c.want) {
+			t.Errorf("%s: Verify = %+v, %v, want %+v, %v", c.name, got, err, c.got, c.want)
+		}
+	}
+	if got, err := Read(key.Public(), both); got != newer || err != nil {
+		t.Errorf("Read = %+v, %v, want the claims of the first", got, err)
+	}
+	if got, err := Verify(key.Public(), strings.NewReader("old"), First(both)); !errors.Is(err, ErrChangedFile) {
+		t.Errorf("the first of both accepts the old file: %+v, %v", got, err)
+	}
+	for what, joined := range map[string][]byte{"itself": Join(first, first), "nothing": Join(first, nil), "no signature": Join(first, []byte("a\nb\nc\nd\n")), "too much": Join(first, bytes.Repeat(second, 100))} {
+		if !bytes.Equal(joined, first) {
+			t.Errorf("Join with %s = %q, want the signature alone", what, joined)
+		}
+	}
+	if again := Join(first, both); !bytes.Equal(again, both) {
+		t.Errorf("Join with both once more = %q, want no change", again)
+	}
+}
+
 // The two letters that tell a signature of the hash from one of the file are not
 // signed themselves. One that calls itself legacy is never read as the other
 // kind, where it might be right.
@@ -238,6 +280,15 @@ func TestMinisignVerifies(t *testing.T) {
 }
 
 // What minisign signs is accepted here, if its comment claims something.
+// Of several signatures, minisign looks at the first.
+func TestMinisignReadsTheFirst(t *testing.T) {
+	testenv.Tool(t, "minisign")
+	key, dir := generate(t), t.TempDir()
+	file, pub := write(t, filepath.Join(dir, "file"), []byte("new")), write(t, filepath.Join(dir, "pub"), key.Public().Encode())
+	write(t, file+Suffix, Join(sign(t, key, "new", modules), sign(t, key, "old", modules)))
+	mustMinisign(t, "", "-V", "-p", pub, "-m", file)
+}
+
 func TestMinisignSigns(t *testing.T) {
 	dir := t.TempDir()
 	secret, pub := filepath.Join(dir, "key"), filepath.Join(dir, "key.pub")
@@ -310,6 +361,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(good)
 	f.Add([]byte(strings.ReplaceAll(string(good), "\n", "\r\n")))
 	f.Add(minisign.Sign(*key.key, []byte("x")))
+	f.Add(Join(good, sign(f, key, "y", modules)))
 	f.Fuzz(func(t *testing.T, sig []byte) {
 		got, err := Read(key.Public(), sig)
 		if err != nil && (got != (Claims{}) ||

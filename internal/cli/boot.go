@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,14 +20,12 @@ import (
 	"overmount/coldplug"
 	"overmount/firmware"
 	"overmount/fusefs"
-	"overmount/internal/httpclient"
 	"overmount/internal/mounts"
 	"overmount/internal/notify"
 	"overmount/kmod"
 	"overmount/manifest"
 	"overmount/origin"
 	"overmount/prefetch"
-	"overmount/store/httpstore"
 )
 
 // bootConfig is where the configuration is if nobody says otherwise.
@@ -76,7 +73,8 @@ that does not exist, or a wrong value there or in the environment, nothing is do
 one on the command line, which nobody can mend by then, is left out and reported.
 
   base             URL or directory with modules-{kver}.fl and firmware.fl
-  modules          manifest, by URL or path, or none (default from base)
+  modules          manifest, by URL or path, or none (default from base). NAME.fl.zst,
+                   which publish puts beside NAME.fl, is the same in half the bytes
   firmware         the same for firmware
   pubkey           public key, or its file, that must have signed both
   modules-serial   least serial of the signature; also firmware-serial
@@ -167,7 +165,7 @@ func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
 	if err != nil {
 		return err
 	}
-	m := &machine{app: a, config: config, wrong: wrong, log: log, fetcher: origin.NewFetcher(a.originOptions())}
+	m := &machine{app: a, config: config, wrong: wrong, log: log, fetcher: origin.NewFetcher(a.originOptions(config))}
 	defer m.fetcher.Close()
 	return m.run(cmd.Context(), &h)
 }
@@ -212,21 +210,13 @@ func (a *app) bootLog(cmd *cobra.Command, c *boot.Config) (*slog.Logger, error) 
 
 // originOptions are those for fetching manifests. A server that wants credentials
 // gets them from where those for stores are.
-func (a *app) originOptions() *origin.Options {
-	auth := a.auth()
-	if auth == nil {
-		return nil
-	}
-	return &origin.Options{Client: httpclient.Options{Wrap: func(rt http.RoundTripper) http.RoundTripper { return auth.Transport(rt) }}}
-}
-
-// auth returns the credentials for what is not a store, nil if there are none.
-func (a *app) auth() *httpstore.Auth {
+func (a *app) originOptions(c *boot.Config) *origin.Options {
+	o := origin.Options{TempDir: c.RunDir}
 	auth, err := a.httpAuth()
 	if err != nil {
-		return nil // stores will say what is wrong with it
+		return &o // stores will say what is wrong with it
 	}
-	return auth
+	return withAuth(auth, o)
 }
 
 // A machine is the one that this program runs on, while it boots.
@@ -380,7 +370,7 @@ func (m *machine) expectPack(ctx context.Context, place string, t origin.Trust) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e := m.early[t.Kind]; e == nil || e.failed() {
-		m.early[t.Kind] = beginPack(context.WithoutCancel(ctx), place, t.Kver, m.class, m.auth())
+		m.early[t.Kind] = beginPack(context.WithoutCancel(ctx), m.copyTo, place, t.Kver, m.class)
 	}
 }
 
@@ -529,8 +519,8 @@ func (m *machine) pack(ctx context.Context, kind string, k *bootMount) int {
 	delete(m.early, kind)
 	m.mu.Unlock()
 	if early == nil || early.failed() {
-		f := warmFlags{pack: "auto", class: m.class, auth: m.auth()}
-		return f.unpack(ctx, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
+		f := warmFlags{pack: "auto", class: m.class}
+		return f.unpack(ctx, m.copyTo, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
 	}
 	blocks, err := k.fetcher.Pack(ctx, early.spool)
 	file, fetchErr := early.end()

@@ -88,11 +88,12 @@ func (a *app) clone(cmd *cobra.Command, f *cloneFlags) error {
 		return err
 	}
 	// OUT.fl is made of the very bytes that name what is copied.
-	m, _, path, done, err := f.trust.openFile(ctx, f.meta)
+	source, err := f.trust.openFile(ctx, a, f.meta)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer source.Close()
+	m := source.Manifest
 	to, _, err := a.writeStores(ctx, f.stores, false)
 	if err != nil {
 		return err
@@ -111,7 +112,7 @@ func (a *app) clone(cmd *cobra.Command, f *cloneFlags) error {
 	if err != nil {
 		return fmt.Errorf("clone %s: %w", shown(f.meta), err)
 	}
-	written, err := f.writeRoutes(ctx, path, routes)
+	written, err := f.writeRoutes(ctx, source.Path, routes)
 	if err != nil {
 		return err
 	}
@@ -143,9 +144,9 @@ func (f *cloneFlags) writeRoutes(ctx context.Context, path string, routes []mani
 	}
 	replace := func(e *manifest.Editor) error { return e.SetRoutes(routes) }
 	if f.out == "" {
-		return f.meta, manifest.Edit(ctx, f.meta, replace)
+		return f.meta, editManifest(ctx, f.meta, replace)
 	}
-	return f.out, manifest.EditCopy(ctx, path, f.out, replace)
+	return f.out, editManifestCopy(ctx, path, f.out, replace)
 }
 
 func (a *app) cloned(written string, s pack.CopySummary, took time.Duration) error {

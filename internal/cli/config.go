@@ -46,7 +46,7 @@ func (a *app) verb(meta *string, use, short string, run func(cmd *cobra.Command)
 
 func (a *app) tagList(meta *string) *cobra.Command {
 	cmd := a.verb(meta, "list", "List the tags", func(cmd *cobra.Command) error {
-		m, err := openManifest(cmd.Context(), *meta)
+		m, err := a.openManifest(cmd.Context(), *meta)
 		if err != nil {
 			return err
 		}
@@ -78,7 +78,7 @@ func (a *app) tagAdd(meta *string) *cobra.Command {
 				return fmt.Errorf("tag %s says how the objects are made and cannot be changed: pack the tree again", key)
 			}
 		}
-		return manifest.Edit(cmd.Context(), *meta, func(e *manifest.Editor) error {
+		return editManifest(cmd.Context(), *meta, func(e *manifest.Editor) error {
 			for _, t := range tags {
 				key, value, _ := strings.Cut(t, "=")
 				if err := e.SetTag(key, value); err != nil {
@@ -101,7 +101,7 @@ func (a *app) tagDelete(meta *string) *cobra.Command {
 		if all == (len(keys) > 0) {
 			return usagef(cmd, "want either -k KEY or -a")
 		}
-		return manifest.Edit(cmd.Context(), *meta, func(e *manifest.Editor) error {
+		return editManifest(cmd.Context(), *meta, func(e *manifest.Editor) error {
 			if all {
 				return e.DeleteTags()
 			}
@@ -133,7 +133,7 @@ func mustHave(had bool, err error) func(what, name string) error {
 
 func (a *app) storeList(meta *string) *cobra.Command {
 	cmd := a.verb(meta, "list", "List the stores", func(cmd *cobra.Command) error {
-		m, err := openManifest(cmd.Context(), *meta)
+		m, err := a.openManifest(cmd.Context(), *meta)
 		if err != nil {
 			return err
 		}
@@ -178,7 +178,7 @@ func (a *app) storeAdd(meta *string) *cobra.Command {
 		if keepPassword {
 			a.warnPasswords()
 		}
-		return manifest.Edit(cmd.Context(), *meta, func(e *manifest.Editor) error {
+		return editManifest(cmd.Context(), *meta, func(e *manifest.Editor) error {
 			for _, r := range routes {
 				if err := e.AddRoute(r); err != nil {
 					return err
@@ -201,11 +201,11 @@ func (a *app) storeDelete(meta *string) *cobra.Command {
 		if all == (len(urls) > 0) {
 			return usagef(cmd, "want either -s URL or -a")
 		}
-		m, err := openManifest(cmd.Context(), *meta)
+		m, err := a.openManifest(cmd.Context(), *meta)
 		if err != nil {
 			return err
 		}
-		return manifest.Edit(cmd.Context(), *meta, func(e *manifest.Editor) error {
+		return editManifest(cmd.Context(), *meta, func(e *manifest.Editor) error {
 			if all {
 				return e.DeleteRoutes()
 			}

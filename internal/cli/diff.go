@@ -32,11 +32,11 @@ of one tree are alike whatever their codec.
 		Example: "  overmount flist diff modules-old.fl modules-new.fl",
 		Args:    args(2, 2, "OLD and NEW, two manifests"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			before, _, err := t.open(cmd.Context(), args[0])
+			before, _, err := t.open(cmd.Context(), a, args[0])
 			if err != nil {
 				return err
 			}
-			after, _, err := t.open(cmd.Context(), args[1])
+			after, _, err := t.open(cmd.Context(), a, args[1])
 			if err != nil {
 				return err
 			}

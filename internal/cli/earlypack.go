@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"overmount/bootpack"
-	"overmount/store/httpstore"
 )
 
 // earlyBytes is how much of a boot pack may wait for its manifest, in memory. The pack
@@ -31,25 +30,25 @@ type earlyPack struct {
 
 // beginPack begins to fetch the boot pack of this machine beside a manifest, the
 // first there is. It goes on until it is there, or nothing has come for a minute,
-// or ctx ends. Credentials may be nil.
-func beginPack(ctx context.Context, meta, kver, class string, auth *httpstore.Auth) *earlyPack {
+// or ctx ends.
+func beginPack(ctx context.Context, get getter, meta, kver, class string) *earlyPack {
 	ctx, cancel := context.WithCancel(ctx)
 	e := &earlyPack{spool: newSpool(earlyBytes), stop: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(e.done)
 		defer cancel()
-		e.file, e.err = e.fetch(ctx, packsOf(meta, kver, class), auth)
+		e.file, e.err = e.fetch(ctx, get, packsOf(meta, kver, class))
 		e.spool.end(e.err)
 	}()
 	return e
 }
 
-func (e *earlyPack) fetch(ctx context.Context, files []string, auth *httpstore.Auth) (file string, err error) {
+func (e *earlyPack) fetch(ctx context.Context, get getter, files []string) (file string, err error) {
 	defer context.AfterFunc(ctx, func() { e.spool.end(ctx.Err()) })()
 	idle := time.AfterFunc(packIdle, e.stop)
 	defer idle.Stop()
 	for _, file = range files {
-		err = copyAs(ctx, &awaited{e.spool, idle}, file, bootpack.MaxSize, auth)
+		err = get(ctx, &awaited{e.spool, idle}, file, bootpack.MaxSize)
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}

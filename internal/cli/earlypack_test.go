@@ -25,7 +25,7 @@ func TestEarlyPackOfAnyMachine(t *testing.T) {
 		_, _ = w.Write(want)
 	}))
 	t.Cleanup(server.Close)
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	e := beginPack(t.Context(), anyone().copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	got, err := io.ReadAll(e.spool)
 	if err != nil || !bytes.Equal(got, want) {
 		t.Errorf("read %d bytes, %v, want the %d of the pack", len(got), err, len(want))
@@ -48,11 +48,11 @@ func TestPackWithCredentials(t *testing.T) {
 	a := &app{Env: Env{Getenv: func(name string) string {
 		return map[string]string{httpstore.AuthEnv: server.URL + " bearer word"}[name]
 	}}}
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", a.auth())
+	e := beginPack(t.Context(), a.copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	if got, err := io.ReadAll(e.spool); err != nil || string(got) != "pack" {
 		t.Errorf("read %q, %v, want the pack", got, err)
 	}
-	e = beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	e = beginPack(t.Context(), anyone().copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	if _, err := io.ReadAll(e.spool); err == nil {
 		t.Error("without credentials there is a pack, too")
 	}
@@ -60,12 +60,12 @@ func TestPackWithCredentials(t *testing.T) {
 
 func TestNoEarlyPack(t *testing.T) {
 	server := httptest.NewServer(http.NotFoundHandler())
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	e := beginPack(t.Context(), anyone().copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	if _, err := io.ReadAll(e.spool); !errors.Is(err, fs.ErrNotExist) || e.failed() {
 		t.Errorf("where there is no pack: %v, failed %v, want fs.ErrNotExist, which does not pass", err, e.failed())
 	}
 	server.Close()
-	e = beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	e = beginPack(t.Context(), anyone().copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	if _, err := io.ReadAll(e.spool); err == nil {
 		t.Error("reading from a server that is away did not fail")
 	}
@@ -84,7 +84,7 @@ func TestEarlyPackIsLeft(t *testing.T) {
 	}))
 	t.Cleanup(server.Close)
 	t.Cleanup(func() { close(hold) })
-	e := beginPack(t.Context(), server.URL+"/modules.fl", "6.1", "0123456789abcdef", nil)
+	e := beginPack(t.Context(), anyone().copyTo, server.URL+"/modules.fl", "6.1", "0123456789abcdef")
 	if _, err := io.ReadFull(e.spool, make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}
@@ -121,3 +121,6 @@ func TestSpool(t *testing.T) {
 		}
 	})
 }
+
+// anyone is a program without settings.
+func anyone() *app { return &app{Env: Env{Getenv: func(string) string { return "" }}} }

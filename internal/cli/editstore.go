@@ -116,17 +116,17 @@ func (a *app) editStore(cmd *cobra.Command, f *editStoreFlags) error {
 	if err := f.check(cmd, a.json); err != nil {
 		return err
 	}
-	m, _, path, done, err := f.trust.openFile(cmd.Context(), f.meta)
+	source, err := f.trust.openFile(cmd.Context(), a, f.meta)
 	if err != nil {
 		return err
 	}
-	defer done()
-	routes := m.Routes()
+	defer source.Close()
+	routes := source.Manifest.Routes()
 	if !f.change.empty() {
 		if f.keepPassword {
 			a.warnPasswords()
 		}
-		if routes, err = f.edit(cmd.Context(), path); err != nil {
+		if routes, err = f.edit(cmd.Context(), source.Path); err != nil {
 			return err
 		}
 		a.warnLeftPasswords(f, routes)
@@ -152,9 +152,9 @@ func (f *editStoreFlags) edit(ctx context.Context, path string) (after []manifes
 		return e.SetRoutes(after)
 	}
 	if f.out == "" {
-		err = manifest.Edit(ctx, f.meta, change)
+		err = editManifest(ctx, f.meta, change)
 	} else {
-		err = manifest.EditCopy(ctx, path, f.out, change)
+		err = editManifestCopy(ctx, path, f.out, change)
 	}
 	return after, err
 }

@@ -43,7 +43,7 @@ func (a *app) pathVerb(t *trust, use, short, example string, needPath bool, run 
 		Use: use, Short: short, Example: example, Long: short + ".\n\n" + exitCodes,
 		Args: args(least, 2, strings.TrimPrefix(use[strings.IndexByte(use, ' '):], " ")),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, _, err := t.open(cmd.Context(), args[0])
+			m, _, err := t.open(cmd.Context(), a, args[0])
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ import (
 // to many drivers, only the declared ones. What a symlink that stays leads to stays, and of a
 // directory that one leads to, the files.
 func (a *app) firmwareFor(ctx context.Context, tree fs.FS, modules string) (fs.FS, error) {
-	m, err := openManifest(ctx, modules)
+	m, err := a.openManifest(ctx, modules)
 	if err != nil {
 		return nil, err
 	}

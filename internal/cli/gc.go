@@ -84,7 +84,7 @@ func (a *app) gc(cmd *cobra.Command, f *gcFlags, files []string) error {
 	name := verify.StoreName(u.String())
 	var keep []*manifest.Manifest
 	for _, file := range files {
-		m, err := openManifest(ctx, file)
+		m, err := a.openManifest(ctx, file)
 		if err != nil {
 			return fmt.Errorf("gc: nothing was deleted: %w", err)
 		}

@@ -46,7 +46,7 @@ func (a *app) openModules(cmd *cobra.Command, t *trust, file string, timeout tim
 		}
 		return s, nil
 	}
-	m, _, err := t.open(cmd.Context(), file)
+	m, _, err := t.open(cmd.Context(), a, file)
 	if err != nil {
 		return nil, err
 	}

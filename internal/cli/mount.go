@@ -172,8 +172,7 @@ func (a *app) serve(ctx context.Context, f *mountFlags, target string, log *slog
 	if err != nil {
 		return err
 	}
-	f.auth = a.auth()
-	cool := f.warm(ctx, f.meta, o.tree.Manifest().Tag("kver"), p, kernel, log)
+	cool := f.warm(ctx, a.copyTo, f.meta, o.tree.Manifest().Tag("kver"), p, kernel, log)
 	defer func() { err = errors.Join(err, cool()) }()
 	// Reading the manifest took several times the memory that its table does.
 	debug.FreeOSMemory()

@@ -7,29 +7,20 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net/http"
-	"net/url"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"overmount/cache"
+	"overmount/internal/httpclient"
 	"overmount/manifest"
+	"overmount/origin"
 	"overmount/store"
-	"overmount/store/httpstore"
 	"overmount/tree"
 	"overmount/verify"
 )
 
-// maxManifest is the length of the longest manifest that is fetched from a URL,
-// in bytes. A million files take 300 MB.
-const maxManifest = 4 << 30
-
-func isURL(file string) bool {
-	return strings.HasPrefix(file, "http://") || strings.HasPrefix(file, "https://")
-}
+func isURL(file string) bool { return origin.IsURL(file) }
 
 // shown is FILE for people to read: of a URL, without user, password and query,
 // which may hold a token.
@@ -40,98 +31,30 @@ func shown(file string) string {
 	return file
 }
 
-// openManifest opens FILE, a path or a URL, whoever made it.
-func openManifest(ctx context.Context, file string) (*manifest.Manifest, error) {
-	m, _, err := new(trust).open(ctx, file)
-	return m, err
-}
-
 // copyTo writes what is in FILE, a path or a URL, to w. It fails for what is longer
-// than limit bytes, and with fs.ErrNotExist for what is not there.
-func copyTo(ctx context.Context, w io.Writer, file string, limit int64) error {
-	return copyAs(ctx, w, file, limit, nil)
+// than limit bytes, and with fs.ErrNotExist for what is not there. What comes may
+// pause for as long as a boot pack.
+func (a *app) copyTo(ctx context.Context, w io.Writer, file string, limit int64) error {
+	o := &origin.Options{}
+	if isURL(file) {
+		auth, err := a.httpAuth()
+		if err != nil {
+			return err
+		}
+		o = withAuth(auth, origin.Options{Client: httpclient.Options{RateWindow: packIdle}})
+	}
+	f := origin.NewFetcher(o)
+	defer f.Close()
+	return f.Get(ctx, w, file, limit)
 }
 
-// copyAs is copyTo with credentials, which may be nil.
-func copyAs(ctx context.Context, w io.Writer, file string, limit int64, auth *httpstore.Auth) error {
-	if isURL(file) {
-		return fetchTo(ctx, w, file, limit, auth)
-	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return pathless(err)
-	}
-	if !info.Mode().IsRegular() { // opening a pipe may wait
-		return errors.New("it is not a file")
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return pathless(err)
-	}
-	defer f.Close()
-	_, err = copyLimited(w, f, limit)
-	return err
-}
+// A getter gets files, as copyTo does.
+type getter func(ctx context.Context, w io.Writer, file string, limit int64) error
 
 // pathless is an error of a file without its path, for those who have said it.
 func pathless(err error) error {
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err
-	}
-	return err
-}
-
-func copyLimited(w io.Writer, r io.Reader, limit int64) (int64, error) {
-	n, err := io.Copy(w, io.LimitReader(r, limit+1))
-	if err == nil && n > limit {
-		err = fmt.Errorf("it is longer than %d bytes", limit)
-	}
-	return n, err
-}
-
-// A statusError is an answer of a server other than 200.
-type statusError struct {
-	code   int
-	status string
-}
-
-func (e *statusError) Error() string { return "the server answers " + e.status }
-
-func (e *statusError) Is(target error) bool {
-	return target == fs.ErrNotExist && (e.code == http.StatusNotFound || e.code == http.StatusGone)
-}
-
-func fetchTo(ctx context.Context, w io.Writer, from string, limit int64, auth *httpstore.Auth) error {
-	// The errors of net/url repeat what they cannot parse, with its password.
-	if _, err := store.ParseSpec(from); err != nil {
-		return err
-	}
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.ResponseHeaderTimeout = 30 * time.Second
-	defer transport.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
-	if err != nil {
-		return err
-	}
-	req.Header.Set("User-Agent", "overmount")
-	client := &http.Client{Transport: transport}
-	if auth != nil {
-		client.Transport = auth.Transport(transport)
-	}
-	resp, err := client.Do(req)
-	if repeats, ok := errors.AsType[*url.Error](err); ok {
-		return repeats.Err
-	}
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return &statusError{resp.StatusCode, resp.Status}
-	}
-	n, err := copyLimited(w, resp.Body, limit)
-	if err == nil && resp.ContentLength >= 0 && n != resp.ContentLength {
-		err = fmt.Errorf("%d of %d bytes came", n, resp.ContentLength)
 	}
 	return err
 }
@@ -176,7 +99,7 @@ func (o *opened) close() error {
 
 // open opens the manifest and its stores, and puts the cache before them.
 func (f *treeFlags) open(ctx context.Context, a *app, log *slog.Logger) (*opened, error) {
-	m, claims, err := f.trust.open(ctx, f.meta)
+	m, claims, err := f.trust.open(ctx, a, f.meta)
 	if err != nil {
 		return nil, err
 	}

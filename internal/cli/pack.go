@@ -141,6 +141,9 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, sources []string) error {
 	if err != nil {
 		return err
 	}
+	if err := recompress(f.meta); err != nil {
+		return err
+	}
 	took := time.Since(start)
 	if f.packages.lock != "" {
 		if err := writeLock(f.packages.lock, src.list); err != nil {
@@ -162,6 +165,9 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	}
 	if isURL(f.meta) {
 		return nil, usagef(cmd, "-m %s: the manifest is written to a file, not to a URL", f.meta)
+	}
+	if err := notCompressed(f.meta); err != nil {
+		return nil, usagef(cmd, "-m: %w", err)
 	}
 	if err := f.sign.checkOptional(cmd); err != nil {
 		return nil, err

@@ -124,7 +124,7 @@ func (a *app) readRecords(ctx context.Context, f *profileFlags) (all []bootpack.
 	classes := map[string]bool{}
 	for _, name := range f.records {
 		var text bytes.Buffer
-		if err := copyTo(ctx, &text, name, maxRecord); err != nil {
+		if err := a.copyTo(ctx, &text, name, maxRecord); err != nil {
 			return nil, "", fmt.Errorf("read record %s: %w", shown(name), err)
 		}
 		accesses, of, err := bootpack.ReadRecord(&text)

@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"overmount/block"
+	"overmount/origin"
 	"overmount/pack"
 	"overmount/signature"
 	"overmount/store"
@@ -58,15 +59,19 @@ manifest, a path or an http(s) URL, and stays as it is. In this order:
      otherwise, compared with their names and opened. Buckets are read without
      credentials; HTTP servers with those of --auth-file, as machines do.
   4. The copy is written to OUT.fl, and with --sign signed.
-  5. The signature is uploaded, and last the manifest, to --manifest-to under NAME,
-     and then both once more under the name of --latest.
-  6. Both are fetched from where machines will, and compared.
+  5. The signature is uploaded, then the manifest compressed with zstd, as NAME.zst,
+     and last the manifest, to --manifest-to under NAME, and then all of it once more
+     under the name of --latest.
+  6. All is fetched from where machines will, and compared.
 
 If a step fails, the later ones do not happen. So a manifest appears, or changes,
 only when all of its objects are there. After an interruption, repeat the command:
-it goes on where it was. In the moment between signature and manifest the old
-manifest has the signature of the new one. Readers try again over that time; if
-publish is killed in it, they refuse the manifest until publish was repeated.
+it goes on where it was. While a manifest is replaced, the file of its signature has
+both, that of the new one and that of the old one: so machines go on with the old one,
+also if publish is killed in that moment. minisign looks at the first alone.
+
+NAME.zst is the address for machines that boot: it has half the bytes, and the
+signature of NAME.
 
 Publish notes which objects a store is known to have, and which a public URL has
 given, in a file for each below $XDG_CACHE_HOME/overmount/publish, or
@@ -77,15 +82,15 @@ give --recheck. When objects turn out to be missing, the notes are forgotten.
 
 So publishing an unchanged tree again takes one request for each --to STORE (two for
 S3 without a region), two for each public URL (four where objects are flat), and four
-for each name: manifest and signature, from the store and from outside. With one of
-each and --latest, these are 14 at most.
+for each name: the manifest from the store, and all three files from outside. With one
+of each and --latest, these are 14 at most.
 
 Errors among the findings, which are printed as those of verify, make publish fail
 with exit code 4.
 
 With --json, each finding is an object as verify prints it, and the last line is an
-object: manifest, name, url, digest, objects, new_objects, new_bytes, requests (those
-over HTTP), seconds; with --latest, latest and latest_url; with --sign, signature and
+object: manifest, name, url, compressed_url, compressed_bytes, digest, objects,
+new_objects, new_bytes, requests (those over HTTP), seconds; with --latest, latest and latest_url; with --sign, signature and
 serial.
 
 ` + storeHelp + "\n\n" + exitCodes,
@@ -136,11 +141,14 @@ func (f *publishFlags) check(cmd *cobra.Command) error {
 		f.name = baseName(f.meta)
 	}
 	if f.out == "" {
-		f.out = strings.TrimSuffix(f.meta, ".fl") + "-public.fl"
+		f.out = strings.TrimSuffix(origin.Plain(f.meta), ".fl") + "-public.fl"
 	}
 	for _, name := range []string{f.name, f.latest} {
 		if name != "" && (name == "." || !fs.ValidPath(name)) {
 			return usagef(cmd, "name %q: want one like modules.fl or 6.1/modules.fl, without empty parts and dots", name)
+		}
+		if origin.Compressed(name) {
+			return usagef(cmd, "name %q: give that of the manifest; its compressed copy gets %s by itself", name, origin.Suffix)
 		}
 	}
 	switch {
@@ -148,6 +156,8 @@ func (f *publishFlags) check(cmd *cobra.Command) error {
 		return usagef(cmd, "missing flag: --name NAME, for a manifest at a URL without a name")
 	case f.name == f.latest:
 		return usagef(cmd, "--latest %s: the manifest has that name anyway", f.latest)
+	case origin.Compressed(f.out):
+		return usagef(cmd, "-o %s: the manifest is written as it is, and only published compressed, too", f.out)
 	case sameFile(f.meta, f.out):
 		return usagef(cmd, "-o %s: that is FILE, which publish leaves as it is", f.out)
 	}
@@ -155,8 +165,10 @@ func (f *publishFlags) check(cmd *cobra.Command) error {
 	return f.sign.checkOptional(cmd)
 }
 
-// baseName is the last part of FILE, a path or a URL.
+// baseName is the last part of FILE, a path or a URL, without the suffix of a
+// compressed copy.
 func baseName(file string) string {
+	file = origin.Plain(file)
 	if !isURL(file) {
 		return filepath.Base(file)
 	}
@@ -203,7 +215,7 @@ func (a *app) publish(cmd *cobra.Command, f *publishFlags) error {
 	if p.public, err = publicSpecs(f.public); err != nil {
 		return err
 	}
-	if p.publicCopy, err = copyPublic(ctx, f.meta, p.public); err != nil {
+	if p.publicCopy, err = a.copyPublic(ctx, f.meta, p.public); err != nil {
 		return fmt.Errorf("publish %s: %w", shown(f.meta), err)
 	}
 	defer p.remove()
@@ -349,7 +361,10 @@ func (p *publication) published(urls []string, sum pack.CopySummary, c signature
 		result := map[string]any{
 			"manifest": p.f.out, "name": p.f.name, "url": urls[0], "digest": p.digest,
 			"objects": sum.Objects, "new_objects": sum.NewObjects, "new_bytes": sum.NewBytes,
-			"requests": requests, "seconds": took.Seconds(),
+			"compressed_bytes": p.small.size, "requests": requests, "seconds": took.Seconds(),
+		}
+		if urls[0] != "" {
+			result["compressed_url"] = urls[0] + origin.Suffix
 		}
 		if p.f.latest != "" {
 			result["latest"], result["latest_url"] = p.f.latest, urls[1]
@@ -368,6 +383,7 @@ func (p *publication) published(urls []string, sum pack.CopySummary, c signature
 	for _, u := range urls {
 		if u != "" {
 			fmt.Fprintf(p.Stdout, "at       %s\n", u)
+			fmt.Fprintf(p.Stdout, "boot     %s%s, %s instead of %s\n", u, origin.Suffix, humanBytes(p.small.size), humanBytes(p.size))
 		}
 	}
 	fmt.Fprintf(p.Stdout, "time     %.2f s, %d requests\n", took.Seconds(), requests)

@@ -19,6 +19,7 @@ import (
 
 	"overmount/internal/testenv"
 	"overmount/manifest"
+	"overmount/origin"
 	"overmount/signature"
 	"overmount/store/storetest"
 )
@@ -154,7 +155,7 @@ func TestRepublish(t *testing.T) {
 	tinyTree(t, filepath.Join(work, "src"), files+5)
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), filepath.Join(work, "src"))
 	e.Requests()
-	again("with five new objects", 15+4+5+8+64, map[string]any{"new_objects": 5.0})
+	again("with five new objects", 15+4+5+8+64+6, map[string]any{"new_objects": 5.0})
 
 	// Objects that are lost although it is noted that they are there, among them
 	// those that are always looked at, are found, and come back.
@@ -219,31 +220,51 @@ func (c *change) reset(t *testing.T, e *storetest.BucketServer, files map[string
 	write(t, c.args[slices.Index(c.args, "--journal")+1], c.journal)
 }
 
-// check fails the test if anything is half published.
-func (c *change) check(t *testing.T, e *storetest.BucketServer, what string, before map[string][]byte, signatures bool) {
+// check fails the test if anything is half published: a name, also that of a
+// compressed copy, has the old manifest or the new one, its signature, and, of the new
+// one, all objects.
+func (c *change) check(t *testing.T, e *storetest.BucketServer, what string, before map[string][]byte) {
 	t.Helper()
 	files := e.Files()
 	for _, name := range []string{fileName, latestName} {
-		got := files[name]
-		if !bytes.Equal(got, before[name]) && !bytes.Equal(got, c.new) {
-			t.Fatalf("%s: %s has %d bytes, which are neither the old nor the new manifest", what, name, len(got))
+		for _, suffix := range []string{"", origin.Suffix} {
+			c.checkName(t, what, files, before, name, suffix)
 		}
-		if got == nil {
-			continue
-		}
-		if bytes.Equal(got, c.new) {
-			for key, body := range c.newFiles {
-				if len(key) > 64 && !bytes.Equal(files[key], body) {
-					t.Fatalf("%s: %s is the new manifest, and the object %s is not there", what, name, key)
-				}
-			}
-		}
-		if signatures && !c.signed(t, got, files[name+signature.Suffix]) {
-			t.Fatalf("%s: %s does not have its signature", what, name)
+	}
+	for _, name := range []string{fileName, latestName} {
+		if bytes.Equal(files[name], c.new) && !bytes.Equal(files[name+origin.Suffix], c.newFiles[fileName+origin.Suffix]) {
+			t.Fatalf("%s: %s is new, and its compressed copy is not", what, name)
 		}
 	}
 	if bytes.Equal(files[latestName], c.new) && !bytes.Equal(files[fileName], c.new) {
 		t.Fatalf("%s: the second name is new, and the first is not", what)
+	}
+}
+
+func (c *change) checkName(t *testing.T, what string, files, before map[string][]byte, name, suffix string) {
+	t.Helper()
+	got := files[name+suffix]
+	if got == nil && before[name+suffix] == nil {
+		return
+	}
+	old := before[name+suffix]
+	if !bytes.Equal(got, old) && !bytes.Equal(got, c.newFiles[name+suffix]) {
+		t.Fatalf("%s: %s has %d bytes, which are neither the old nor the new manifest", what, name+suffix, len(got))
+	}
+	isNew := bytes.Equal(got, c.newFiles[name+suffix])
+	if isNew {
+		for key, body := range c.newFiles {
+			if len(key) > 64 && !bytes.Equal(files[key], body) {
+				t.Fatalf("%s: %s is the new manifest, and the object %s is not there", what, name+suffix, key)
+			}
+		}
+	}
+	plain := before[name]
+	if isNew {
+		plain = c.new
+	}
+	if !c.signed(t, plain, files[name+signature.Suffix]) {
+		t.Fatalf("%s: %s does not have its signature", what, name+suffix)
 	}
 }
 
@@ -315,7 +336,7 @@ func TestInterruptedPublish(t *testing.T) {
 			if what != "refused" && (r.code != exitInterrupted || !strings.HasSuffix(r.stderr, "overmount: interrupted\n")) {
 				t.Errorf("%s: exit code %d, %s", name, r.code, r.stderr)
 			}
-			c.check(t, e, name, situation.before, true)
+			c.check(t, e, name, situation.before)
 			c.complete(t, e, p, name)
 		}
 		if reached < 15 {
@@ -325,8 +346,7 @@ func TestInterruptedPublish(t *testing.T) {
 	p.silent(t)
 }
 
-// So it is when publish is killed; only the signature may then be newer than the
-// manifest, which readers refuse.
+// So it is when publish is killed.
 func TestKilledPublish(t *testing.T) {
 	e := storetest.NewBucketServer(t, fleetKey, 0)
 	p := newPublisher(t, e)
@@ -358,7 +378,7 @@ func TestKilledPublish(t *testing.T) {
 			break
 		}
 		name := fmt.Sprintf("killed at request %d", at)
-		c.check(t, e, name, c.oldFiles, false)
+		c.check(t, e, name, c.oldFiles)
 		c.complete(t, e, p, name)
 	}
 	p.silent(t)
@@ -568,8 +588,9 @@ func TestPublish(t *testing.T) {
 	for _, name := range []string{"dir", "s3"} {
 		at := web.URL + "/" + name + "/latest.fl"
 		overmount("verify", "--objects", "all", "--pubkey", key+".pub", at)
+		overmount("flist", "diff", at, at+".zst")
 		target := filepath.Join(work, name+"-mnt")
-		mountAt(t, target, "-m", at, "--pubkey", key+".pub")
+		mountAt(t, target, "-m", at+".zst", "--pubkey", key+".pub")
 		same(t, "mounted", manifestOf(t, src), manifestOf(t, target))
 		out := filepath.Join(work, name+"-out")
 		overmount("unpack", "-m", web.URL+"/"+name+"/"+name+".fl", "--pubkey", key+".pub", out)

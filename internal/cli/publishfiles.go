@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"overmount/block"
+	"overmount/origin"
 	"overmount/signature"
 	"overmount/store"
 	"overmount/verify"
@@ -67,10 +68,7 @@ func (p *publication) ship(ctx context.Context, sig []byte) ([]string, error) {
 		if name == "" {
 			continue
 		}
-		if err := p.shipAs(ctx, name, sig); err != nil {
-			return nil, err
-		}
-		at, err := p.fetchBack(ctx, name, sig)
+		at, err := p.shipAs(ctx, name, sig)
 		if err != nil {
 			return nil, err
 		}
@@ -79,86 +77,120 @@ func (p *publication) ship(ctx context.Context, sig []byte) ([]string, error) {
 	return urls, nil
 }
 
-// shipAs uploads signature and manifest, each only if something else is there.
-func (p *publication) shipAs(ctx context.Context, name string, sig []byte) error {
-	same, err := p.holds(ctx, name)
+// shipAs uploads what is not there under a name, and fetches all of it from where
+// machines do.
+func (p *publication) shipAs(ctx context.Context, name string, sig []byte) (at string, err error) {
+	same, err := p.holds(ctx, name, &p.part)
 	if err != nil {
-		return err
+		return "", err
 	}
-	oldSig, signed, err := p.files.get(ctx, name+signature.Suffix, signature.MaxSize)
-	if err != nil {
-		return err
-	}
-	if sig == nil && signed && !same {
-		return fmt.Errorf("publish: %s in %s has a signature, which the new manifest would not match: give --sign KEY, or another --name", name, p.files.name)
-	}
-	newSig := sig != nil && !bytes.Equal(sig, oldSig)
-	if newSig {
-		err = p.files.put(ctx, name+signature.Suffix, bytes.NewReader(sig), int64(len(sig)))
-	}
-	if err == nil && !same {
-		err = p.files.put(ctx, name, p.file, p.size)
-	}
-	if err != nil && newSig && !same && len(oldSig) > 0 {
-		if failed := p.restore(ctx, name, oldSig); failed != nil {
-			return exitError{exitPartly, errors.Join(err, failed)}
+	if !same {
+		if err := p.replace(ctx, name, sig); err != nil {
+			return "", err
 		}
 	}
-	return err
+	if at, err = p.fetchBack(ctx, name); err != nil {
+		return "", err
+	}
+	if sig != nil {
+		signed := part{bytes.NewReader(sig), int64(len(sig)), digestOf(sig)}
+		if err := p.besideBack(ctx, name+signature.Suffix, &signed, !same); err != nil {
+			return "", err
+		}
+	}
+	return at, p.besideBack(ctx, name+origin.Suffix, &p.small, !same)
 }
 
-// holds reports whether the store has this manifest under a name.
-func (p *publication) holds(ctx context.Context, name string) (bool, error) {
-	data, there, err := p.files.get(ctx, name, p.size)
+// replace uploads signature, compressed copy and manifest. While they are replaced,
+// the file of the signature has that of the old manifest, too, so that whatever
+// readers get has its own, also if nothing comes after it.
+func (p *publication) replace(ctx context.Context, name string, sig []byte) error {
+	old, signed, err := p.files.get(ctx, name+signature.Suffix, signature.MaxSize)
+	if err != nil {
+		return err
+	}
+	if sig == nil && signed {
+		return fmt.Errorf("publish: %s in %s has a signature, which the new manifest would not match: give --sign KEY, or another --name", name, p.files.name)
+	}
+	both := sig
+	if sig != nil {
+		both = signature.Join(sig, old)
+	}
+	if err := p.putSignature(ctx, name, both, old); err != nil {
+		return err
+	}
+	if err := p.files.put(ctx, name+origin.Suffix, p.small.file, p.small.size); err != nil {
+		return err
+	}
+	if err := p.files.put(ctx, name, p.file, p.size); err != nil {
+		return err
+	}
+	return p.putSignature(ctx, name, sig, both)
+}
+
+// putSignature uploads a file of signatures in the place of another one, if there is
+// to be one.
+func (p *publication) putSignature(ctx context.Context, name string, sig, old []byte) error {
+	if sig == nil || bytes.Equal(sig, old) {
+		return nil
+	}
+	return p.files.put(ctx, name+signature.Suffix, bytes.NewReader(sig), int64(len(sig)))
+}
+
+// holds reports whether the store has a file as it is to be.
+func (p *publication) holds(ctx context.Context, name string, want *part) (bool, error) {
+	data, there, err := p.files.get(ctx, name, want.size)
 	if err != nil || !there {
 		return false, err
 	}
-	return digestOf(data) == p.digest, nil
-}
-
-// restoreLimit is how long the old signature is waited for, also by who has given
-// up.
-const restoreLimit = 10 * time.Second
-
-// restore puts the old signature back, when the manifest did not follow the new
-// one. An upload may have failed and yet been done.
-func (p *publication) restore(ctx context.Context, name string, old []byte) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), restoreLimit)
-	defer cancel()
-	if done, err := p.holds(ctx, name); done && err == nil {
-		return nil
-	}
-	err := p.files.PutFile(ctx, name+signature.Suffix, bytes.NewReader(old), int64(len(old)), nil)
-	if err != nil {
-		return fmt.Errorf("publish: in %s the old %s has the new signature now, and machines that check it refuse it until you publish again: %w", p.files.name, name, err)
-	}
-	return nil
+	return digestOf(data) == want.digest, nil
 }
 
 // errOther says that other bytes came than were uploaded.
 var errOther = errors.New("it is not what was uploaded")
 
-// fetchBack fetches manifest and signature from where machines do, compares them,
-// and returns the URL.
-func (p *publication) fetchBack(ctx context.Context, name string, sig []byte) (string, error) {
+// fetchBack fetches the manifest from where machines do, compares it, and returns the
+// URL.
+func (p *publication) fetchBack(ctx context.Context, name string) (string, error) {
 	if p.url == nil {
-		if same, err := p.holds(ctx, name); err != nil || !same {
+		if same, err := p.holds(ctx, name, &p.part); err != nil || !same {
 			return "", errors.Join(fmt.Errorf("publish: %s in %s is not what was uploaded", name, p.files.name), err)
 		}
 		p.warnf("whether machines can fetch %s was not checked: say with --manifest-public where they find it", name)
 		return "", nil
 	}
 	at := below(p.url, name)
-	if err := fetchSame(ctx, at, p.digest); err != nil {
+	if err := p.fetchSame(ctx, at, p.digest); err != nil {
 		return "", p.notOutside(ctx, at, err)
 	}
-	if sig != nil {
-		sigAt := below(p.url, name+signature.Suffix)
-		if err := fetchSame(ctx, sigAt, digestOf(sig)); err != nil {
-			return "", p.notOutside(ctx, sigAt, err)
+	return verify.StoreName(at), nil
+}
+
+// besideBack fetches what lies beside the manifest, too, and compares it. It was
+// uploaded with the manifest, unless that was there already: then nobody has asked
+// for it so far, and what is not right is uploaded.
+func (p *publication) besideBack(ctx context.Context, name string, want *part, fresh bool) error {
+	put := func() error { return p.files.put(ctx, name, want.file, want.size) }
+	if p.url == nil {
+		same, err := p.holds(ctx, name, want)
+		if err != nil || same {
+			return err
+		}
+		return put()
+	}
+	at := below(p.url, name)
+	if !fresh {
+		if p.fetchOnce(ctx, at, want.digest) == nil {
+			return nil
+		}
+		if err := put(); err != nil {
+			return err
 		}
 	}
-	return verify.StoreName(at), nil
+	if err := p.fetchSame(ctx, at, want.digest); err != nil {
+		return p.notOutside(ctx, at, err)
+	}
+	return nil
 }
 
 // digestOf is a SHA-256 for people, who compare it with what sha256sum says.
@@ -178,23 +210,30 @@ func below(base *url.URL, name string) string {
 
 // fetchSame fetches a file, and tries again if it is another one or does not come:
 // what is before a store may need a moment.
-func fetchSame(ctx context.Context, from, digest string) error {
+func (p *publication) fetchSame(ctx context.Context, from, digest string) error {
 	var err error
 	for _, pause := range []time.Duration{0, 300 * time.Millisecond, time.Second} {
-		if err := wait(ctx, pause); err != nil {
-			return err
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		hash := sha256.New()
-		err = fetchTo(ctx, hash, from, maxManifest, nil)
-		got := digestName(hash.Sum(nil))
-		if err == nil && got == digest {
+		if err = p.fetchOnce(ctx, from, digest); err == nil {
 			return nil
-		}
-		if err == nil {
-			err = fmt.Errorf("%w: what came has %s, not %s", errOther, got, digest)
 		}
 	}
 	return err
+}
+
+func (p *publication) fetchOnce(ctx context.Context, from, digest string) error {
+	hash := sha256.New()
+	if err := p.copyTo(ctx, hash, from, maxManifest); err != nil {
+		return err
+	}
+	if got := digestName(hash.Sum(nil)); got != digest {
+		return fmt.Errorf("%w: what came has %s, not %s", errOther, got, digest)
+	}
+	return nil
 }
 
 // notOutside says what may be wrong with what machines fetch.

@@ -16,6 +16,7 @@ import (
 
 	"overmount/internal/atomicfile"
 	"overmount/manifest"
+	"overmount/origin"
 	"overmount/signature"
 	"overmount/store"
 	"overmount/store/s3store"
@@ -43,54 +44,88 @@ func publicSpecs(texts []string) ([]store.Spec, error) {
 type publicCopy struct {
 	m      *manifest.Manifest
 	old    []manifest.Route // before
-	file   *os.File
+	part                    // the manifest itself
+	small  part             // its compressed copy
+	opened []io.Closer
+}
+
+// remove removes what copyPublic has made.
+func (c *publicCopy) remove() {
+	for _, file := range slices.Backward(c.opened) {
+		file.Close()
+	}
+}
+
+// A part is one of the files that a manifest is published as.
+type part struct {
+	file   io.ReaderAt
 	size   int64
 	digest string
-	remove func()
+}
+
+// content is what the part is, from its beginning.
+func (p *part) content() *io.SectionReader { return io.NewSectionReader(p.file, 0, p.size) }
+
+// readPart takes a file as it is.
+func readPart(file *os.File) (part, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return part{}, err
+	}
+	p := part{file: file, size: info.Size()}
+	hash := sha256.New()
+	_, err = io.Copy(hash, p.content())
+	p.digest = digestName(hash.Sum(nil))
+	return p, err
 }
 
 // copyPublic copies a manifest, and gives the copy the public routes.
-func copyPublic(ctx context.Context, file string, public []store.Spec) (c *publicCopy, err error) {
+func (a *app) copyPublic(ctx context.Context, file string, public []store.Spec) (_ *publicCopy, err error) {
 	if !isURL(file) {
 		if err := noJournal("open", file); err != nil {
 			return nil, err
 		}
 	}
-	tmp, remove, err := copyManifest(ctx, file)
+	tmp, err := a.copyManifest(ctx, file)
 	if err != nil {
 		return nil, err
 	}
-	c = &publicCopy{remove: remove}
+	c := &publicCopy{opened: []io.Closer{tmp}}
 	defer func() {
 		if err != nil {
 			c.remove()
 		}
 	}()
-	before, err := manifest.Open(ctx, tmp.Name())
+	before, err := manifest.Open(ctx, tmp.Path)
 	if err != nil {
 		return nil, err
 	}
 	c.old = before.Routes()
-	name := filepath.Join(filepath.Dir(tmp.Name()), "public.fl")
-	if err := manifest.EditCopy(ctx, tmp.Name(), name, func(e *manifest.Editor) error { return e.SetRoutes(routesOf(public)) }); err != nil {
+	name := filepath.Join(filepath.Dir(tmp.Path), "public.fl")
+	if err := manifest.EditCopy(ctx, tmp.Path, name, func(e *manifest.Editor) error { return e.SetRoutes(routesOf(public)) }); err != nil {
 		return nil, err
 	}
 	if c.m, err = manifest.Open(ctx, name); err != nil {
 		return nil, err
 	}
-	if c.file, err = os.Open(name); err != nil {
+	plain, err := os.Open(name)
+	if err != nil {
 		return nil, err
 	}
-	c.remove = func() {
-		c.file.Close()
-		remove()
-	}
-	hash := sha256.New()
-	if c.size, err = io.Copy(hash, c.file); err != nil {
+	c.opened = append(c.opened, plain)
+	small, err := os.OpenFile(name+origin.Suffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
 		return nil, err
 	}
-	c.digest = digestName(hash.Sum(nil))
-	return c, nil
+	c.opened = append(c.opened, small)
+	if c.part, err = readPart(plain); err != nil {
+		return nil, err
+	}
+	if err := origin.Compress(small, c.content(), c.size); err != nil {
+		return nil, err
+	}
+	c.small, err = readPart(small)
+	return c, err
 }
 
 // digestName writes a SHA-256.
@@ -127,9 +162,6 @@ func (p *publication) writeOut(ctx context.Context, key signature.PrivateKey) (s
 	c = signature.Claims{Kind: p.m.Tag(manifest.TagKind), Kver: p.m.Tag(manifest.TagKver)}
 	return p.writeSignature(ctx, &p.f.sign, key, p.content(), c)
 }
-
-// content is what the manifest is, from its beginning.
-func (c *publicCopy) content() *io.SectionReader { return io.NewSectionReader(c.file, 0, c.size) }
 
 // checkRoutes checks what the manifest says of stores, and that it says nothing of
 // those of before.

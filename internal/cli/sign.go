@@ -13,6 +13,7 @@ import (
 
 	"overmount/internal/atomicfile"
 	"overmount/manifest"
+	"overmount/origin"
 	"overmount/signature"
 )
 
@@ -63,6 +64,8 @@ func (a *app) sign(cmd *cobra.Command, f *signFlags) error {
 	switch {
 	case isURL(f.meta):
 		return usagef(cmd, "-m %s: a file is signed, not a URL", shown(f.meta))
+	case notCompressed(f.meta) != nil:
+		return usagef(cmd, "-m: %w", notCompressed(f.meta))
 	case f.key == "":
 		return usagef(cmd, "missing flag: --key FILE, with the secret key")
 	case f.serial == 0 && cmd.Flags().Changed("serial"):
@@ -70,16 +73,16 @@ func (a *app) sign(cmd *cobra.Command, f *signFlags) error {
 	}
 	// What is signed has to be what is looked at, and sound without a journal
 	// beside it.
-	tmp, claims, remove, err := claimsOf(cmd.Context(), f.meta)
+	tmp, claims, err := a.claimsOf(cmd.Context(), f.meta)
 	if err != nil {
 		return err
 	}
-	defer remove()
+	defer tmp.Close()
 	key, err := f.readKey(cmd)
 	if err != nil {
 		return err
 	}
-	if _, claims, err = a.writeSignature(cmd.Context(), f, key, tmp, claims); err != nil {
+	if _, claims, err = a.writeSignature(cmd.Context(), f, key, tmp.File, claims); err != nil {
 		return err
 	}
 	return a.signed(f.meta+signature.Suffix, key, claims)
@@ -136,12 +139,12 @@ func (a *app) writeSignature(ctx context.Context, f *signFlags, key signature.Pr
 
 // signFile signs the manifest f.meta as it is.
 func (a *app) signFile(ctx context.Context, f *signFlags, key signature.PrivateKey) (signature.Claims, error) {
-	tmp, claims, remove, err := claimsOf(ctx, f.meta)
+	tmp, claims, err := a.claimsOf(ctx, f.meta)
 	if err != nil {
 		return claims, err
 	}
-	defer remove()
-	_, claims, err = a.writeSignature(ctx, f, key, tmp, claims)
+	defer tmp.Close()
+	_, claims, err = a.writeSignature(ctx, f, key, tmp.File, claims)
 	return claims, err
 }
 
@@ -156,27 +159,26 @@ func noJournal(doing, file string) error {
 }
 
 // claimsOf opens a private copy of a manifest, and returns what it says of itself.
-func claimsOf(ctx context.Context, file string) (tmp io.ReadSeeker, c signature.Claims, remove func(), err error) {
+func (a *app) claimsOf(ctx context.Context, file string) (*origin.Private, signature.Claims, error) {
+	var c signature.Claims
 	if err := noJournal("sign", file); err != nil {
-		return nil, c, nil, err
+		return nil, c, err
 	}
-	f, remove, err := copyManifest(ctx, file)
+	tmp, err := a.copyManifest(ctx, file)
 	if err != nil {
-		return nil, c, nil, err
+		return nil, c, err
 	}
-	m, err := manifest.Open(ctx, f.Name())
+	m, err := manifest.Open(ctx, tmp.Path)
 	if err != nil {
-		remove()
-		return nil, c, nil, fmt.Errorf("sign %s: %w", file, err)
+		return nil, c, errors.Join(fmt.Errorf("sign %s: %w", file, err), tmp.Close())
 	}
-	c = signature.Claims{Kind: m.Tag(manifest.TagKind), Kver: m.Tag(manifest.TagKver)}
-	return f, c, remove, nil
+	return tmp, signature.Claims{Kind: m.Tag(manifest.TagKind), Kver: m.Tag(manifest.TagKver)}, nil
 }
 
 // serial returns the serial for a manifest, with a look at the signature that it
 // had before.
 func (a *app) serial(ctx context.Context, key signature.PublicKey, f *signFlags, manifest io.Reader) (uint64, error) {
-	old, same, err := lastSerial(ctx, key, f.meta, manifest)
+	old, same, err := a.lastSerial(ctx, key, f.meta, manifest)
 	switch {
 	case f.serial > 0:
 		if err == nil && (f.serial < old || f.serial == old && !same) {
@@ -195,9 +197,14 @@ func (a *app) serial(ctx context.Context, key signature.PublicKey, f *signFlags,
 
 // lastSerial returns the serial of the signature beside FILE, 0 if there is none,
 // and whether it is of the same bytes.
-func lastSerial(ctx context.Context, key signature.PublicKey, file string, manifest io.Reader) (serial uint64, same bool, err error) {
-	sig, err := readSignature(ctx, file)
-	if errors.Is(err, errUnsigned) {
+func (a *app) lastSerial(ctx context.Context, key signature.PublicKey, file string, manifest io.Reader) (serial uint64, same bool, err error) {
+	f, err := a.fetcher(file)
+	if err != nil {
+		return 0, false, err
+	}
+	defer f.Close()
+	sig, err := f.Signature(ctx, file)
+	if errors.Is(err, origin.ErrUnsigned) {
 		return 0, false, nil
 	}
 	if err != nil {

@@ -309,7 +309,7 @@ func (a *app) openFirmware(cmd *cobra.Command, t *trust, file string) (fs.FS, er
 	if info, err := os.Stat(file); err == nil && info.IsDir() {
 		return os.DirFS(file), nil
 	}
-	m, _, err := t.sameKey().open(cmd.Context(), file)
+	m, _, err := t.sameKey().open(cmd.Context(), a, file)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,6 @@ import (
 	"overmount/coldplug"
 	"overmount/internal/atomicfile"
 	"overmount/prefetch"
-	"overmount/store/httpstore"
 	"overmount/tree"
 )
 
@@ -31,8 +30,7 @@ type warmFlags struct {
 	prefetch string
 	record   string
 	pack     string
-	class    string          // of this machine, before drivers have found more devices
-	auth     *httpstore.Auth // for the pack; may be nil
+	class    string // of this machine, before drivers have found more devices
 }
 
 func (f *warmFlags) add(cmd *cobra.Command) {
@@ -66,14 +64,14 @@ func (f *warmFlags) prefetcher(t *tree.Tree) *prefetch.Prefetcher {
 
 // warm serves the prefetching of a mount, until stop is called, which returns when
 // nothing of it runs any more.
-func (f *warmFlags) warm(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, kernel prefetch.PageCache, log *slog.Logger) (stop func() error) {
+func (f *warmFlags) warm(ctx context.Context, get getter, meta, kver string, p *prefetch.Prefetcher, kernel prefetch.PageCache, log *slog.Logger) (stop func() error) {
 	f.class = class()
 	ctx, cancel := context.WithCancel(ctx)
 	p.Use(kernel)
 	var running sync.WaitGroup
 	running.Go(func() { p.Run(ctx) })
 	if f.pack != "" {
-		running.Go(func() { f.unpack(ctx, meta, kver, p, log) })
+		running.Go(func() { f.unpack(ctx, get, meta, kver, p, log) })
 	}
 	if f.record != "" {
 		asked := make(chan os.Signal, 1)
@@ -91,13 +89,13 @@ func (f *warmFlags) warm(ctx context.Context, meta, kver string, p *prefetch.Pre
 }
 
 // unpack takes a boot pack, the first there is, and returns how many blocks it had.
-func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.Prefetcher, log *slog.Logger) int {
+func (f *warmFlags) unpack(ctx context.Context, get getter, meta, kver string, p *prefetch.Prefetcher, log *slog.Logger) int {
 	files := []string{f.pack}
 	if f.pack == "auto" {
 		files = packsOf(meta, kver, f.class)
 	}
 	for _, file := range files {
-		blocks, err := takePack(ctx, file, p, f.auth)
+		blocks, err := takePack(ctx, get, file, p)
 		switch {
 		case err == nil:
 			log.Info("the boot pack is in", "pack", shown(file), "blocks", blocks)
@@ -118,14 +116,14 @@ func (f *warmFlags) unpack(ctx context.Context, meta, kver string, p *prefetch.P
 const packIdle = time.Minute
 
 // takePack takes a boot pack while it comes in.
-func takePack(ctx context.Context, file string, p *prefetch.Prefetcher, auth *httpstore.Auth) (blocks int, err error) {
+func takePack(ctx context.Context, get getter, file string, p *prefetch.Prefetcher) (blocks int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r, w := io.Pipe()
 	defer r.Close()
 	idle := time.AfterFunc(packIdle, cancel)
 	defer idle.Stop()
-	go func() { w.CloseWithError(copyAs(ctx, &awaited{w, idle}, file, bootpack.MaxSize, auth)) }()
+	go func() { w.CloseWithError(get(ctx, &awaited{w, idle}, file, bootpack.MaxSize)) }()
 	return p.Pack(ctx, r)
 }
 

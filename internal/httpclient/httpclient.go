@@ -54,11 +54,15 @@ type Options struct {
 	// connections, too.
 	Wrap func(http.RoundTripper) http.RoundTripper
 
-	// CheckRedirect is that of http.Client.
+	// CheckRedirect is that of http.Client. The default follows ten redirects,
+	// never from https to http, and tells no server the URL that redirected to it.
 	CheckRedirect func(next *http.Request, via []*http.Request) error
 }
 
 func (o Options) withDefaults() Options {
+	if o.CheckRedirect == nil {
+		o.CheckRedirect = checkRedirect
+	}
 	setDefault(&o.Conns, 32)
 	setDefault(&o.ConnectTimeout, 10*time.Second)
 	setDefault(&o.HeaderTimeout, 15*time.Second)
@@ -71,6 +75,17 @@ func setDefault[T int | time.Duration](v *T, d T) {
 	if *v <= 0 {
 		*v = d
 	}
+}
+
+func checkRedirect(next *http.Request, via []*http.Request) error {
+	if len(via) > 10 {
+		return errors.New("more than 10 redirects")
+	}
+	if via[len(via)-1].URL.Scheme == "https" && next.URL.Scheme != "https" {
+		return errors.New("redirected from https to http")
+	}
+	next.Header.Del("Referer") // its query may hold a token
+	return nil
 }
 
 // A Client makes requests. Concurrent use is safe.

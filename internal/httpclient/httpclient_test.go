@@ -245,3 +245,36 @@ func TestReadAll(t *testing.T) {
 		}
 	}
 }
+
+// The usual way to follow redirects: not from https to http, and without a word of the
+// URL that redirected.
+func TestRedirects(t *testing.T) {
+	asked := make(chan string, 1)
+	end := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked <- r.Header.Get("Referer") }))
+	defer end.Close()
+	plain, secure := httptest.NewServer(http.RedirectHandler(end.URL, http.StatusFound)), httptest.NewTLSServer(http.RedirectHandler(end.URL, http.StatusFound))
+	defer plain.Close()
+	defer secure.Close()
+	c := New(Options{TLS: secure.Client().Transport.(*http.Transport).TLSClientConfig})
+	defer c.Close()
+	get := func(from string) error {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, from+"/?token=hunter2", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := c.Do(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	if err := get(plain.URL); err != nil {
+		t.Fatal(err)
+	}
+	if referer := <-asked; referer != "" {
+		t.Errorf("the server that was redirected to hears of %q", referer)
+	}
+	if err := get(secure.URL); err == nil || !strings.Contains(err.Error(), "from https to http") {
+		t.Errorf("redirected from https to http: %v, want an error", err)
+	}
+}

@@ -203,8 +203,8 @@ func foreign(req *http.Request) bool {
 	return false
 }
 
-// hint says what a server's refusal of a request means for who keeps the lines.
-func (a *Auth) hint(req *http.Request) string {
+// Hint says what a server's refusal of a request means for who keeps the lines.
+func (a *Auth) Hint(req *http.Request) string {
 	server := req.URL.Host
 	if c, sent := a.find(req); sent {
 		return fmt.Sprintf("%s does not take the credentials in %s", server, c.place)

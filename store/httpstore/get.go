@@ -86,11 +86,11 @@ func (s *Store) statusErr(resp *http.Response) error {
 	status := &statusError{code: resp.StatusCode}
 	switch resp.StatusCode {
 	case http.StatusUnauthorized:
-		return fmt.Errorf("%w: %s (%w)", store.ErrForbidden, s.opts.Auth.hint(resp.Request), status)
+		return fmt.Errorf("%w: %s (%w)", store.ErrForbidden, s.opts.Auth.Hint(resp.Request), status)
 	case http.StatusProxyAuthRequired:
 		return fmt.Errorf("%w: the proxy wants other credentials than it got (%w)", store.ErrForbidden, status)
 	case http.StatusForbidden:
-		status.hint = s.opts.Auth.hint(resp.Request)
+		status.hint = s.opts.Auth.Hint(resp.Request)
 	}
 	if after, ok := httpclient.RetryAfter(resp.Header, time.Now()); ok {
 		return &store.BusyError{Err: status, After: after}

@@ -153,19 +153,8 @@ func trimSlash(base *url.URL) *url.URL {
 func client(o Options) *httpclient.Client {
 	return httpclient.New(httpclient.Options{
 		Conns: o.Conns, ConnectTimeout: o.ConnectTimeout, HeaderTimeout: o.HeaderTimeout,
-		MinRate: o.MinRate, RateWindow: o.RateWindow, TLS: o.TLS, CheckRedirect: checkRedirect, Wrap: o.Auth.Transport,
+		MinRate: o.MinRate, RateWindow: o.RateWindow, TLS: o.TLS, Wrap: o.Auth.Transport,
 	})
-}
-
-func checkRedirect(next *http.Request, via []*http.Request) error {
-	if len(via) > 10 {
-		return errors.New("more than 10 redirects")
-	}
-	if via[len(via)-1].URL.Scheme == "https" && next.URL.Scheme != "https" {
-		return errors.New("redirected from https to http")
-	}
-	next.Header.Del("Referer") // its query may hold a token
-	return nil
 }
 
 // display returns a URL for people. A query may hold a token.

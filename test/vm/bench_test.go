@@ -312,7 +312,8 @@ func (b *bench) boot(t *testing.T, m method, rtt, run int) figure {
 		Kernel: b.vmlinuz, Initrd: b.images[m.image], Devices: devices, Memory: 1024, Limit: 10 * time.Minute,
 		// A processor of today, whose instructions for AES count as one, too.
 		Counted: true, Processor: "max", Files: []*os.File{c.tap},
-		Cmdline: fmt.Sprintf("bench.how=%s bench.rtt=%d bench.modules=%d overmount.base=http://%s %s", m.id, rtt, b.loaded, benchHost, m.args),
+		Cmdline: fmt.Sprintf("bench.how=%s bench.rtt=%d bench.modules=%d "+
+			"overmount.modules=http://%s/modules-{kver}.fl.zst overmount.firmware=http://%s/firmware.fl.zst %s", m.id, rtt, b.loaded, benchHost, benchHost, m.args),
 	})
 	machine.End()
 	f := figure{Method: m.id, RTT: rtt, Run: run, Wall: machine.Age().Seconds(), s: s}

@@ -21,6 +21,7 @@ import (
 
 	"overmount/block"
 	"overmount/manifest"
+	"overmount/origin"
 	"overmount/pack"
 	"overmount/store"
 	"overmount/test/vm"
@@ -131,6 +132,15 @@ func (d *depot) pack(kind string, src fs.FS, o *pack.Options) {
 	if _, err := pack.Run(d.t.Context(), src, store.NewDir(filepath.Join(d.dir, "objects")), d.manifest(kind), o); err != nil {
 		d.t.Fatal(err)
 	}
+	data, err := os.ReadFile(d.manifest(kind))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var small bytes.Buffer
+	if err := origin.Compress(&small, bytes.NewReader(data), int64(len(data))); err != nil {
+		d.t.Fatal(err)
+	}
+	vm.WriteFile(d.t, d.manifest(kind)+origin.Suffix, small.Bytes())
 }
 
 // manifest returns the file of a manifest. That of the modules has the kernel in
