@@ -52,7 +52,7 @@ test: tools tools-race ## run all tests, fuzz targets for FUZZTIME each (5s)
 	@echo '== fuzz targets, $(FUZZTIME) each'
 	scripts/fuzz $(FUZZTIME)
 	@echo '== all tests'
-	$(KERNEL) CGO_ENABLED=0 $(GO) test ./...
+	$(KERNEL) CGO_ENABLED=0 $(GO) test -timeout 20m ./...
 
 .PHONY: test-full
 test-full: KERNEL_ARCHS := s390x armhf arm64

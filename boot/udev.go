@@ -24,11 +24,19 @@ func HasUdev() bool {
 	return err == nil
 }
 
+// ReloadUdev has udev's daemon close its indexes and rules, and open them anew when
+// it needs them. It fails if the daemon does not listen within the limit.
+func ReloadUdev(ctx context.Context, limit time.Duration) error {
+	return udevadm(ctx, limit, "control", "--reload")
+}
+
 // Udev has udev announce all devices again, and waits until it has handled them
-// or the time is over. The first command proves that its daemon listens.
+// or the time is over.
 func Udev(ctx context.Context, settle time.Duration) (string, error) {
+	if err := ReloadUdev(ctx, settle); err != nil {
+		return "", err
+	}
 	for _, args := range [][]string{
-		{"control", "--reload"},
 		{"trigger", "--type=subsystems", "--action=add"},
 		{"trigger", "--type=devices", "--action=add"},
 	} {

@@ -176,6 +176,23 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
+// The settings of the mounts, which have two names each, are one.
+func TestSystemdMounts(t *testing.T) {
+	files, err := filepath.Glob("systemd/*.mount.d/overmount.conf")
+	if err != nil || len(files) != 4 {
+		t.Fatalf("there are settings of mounts in %q, %v, want four", files, err)
+	}
+	first, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		if data, err := os.ReadFile(name); err != nil || !bytes.Equal(data, first) {
+			t.Errorf("%s holds %q, %v, want what %s does", name, data, err, files[0])
+		}
+	}
+}
+
 // lines returns the lines of a file that others write to; none if it is not there.
 func lines(t *testing.T, name string) []string {
 	t.Helper()

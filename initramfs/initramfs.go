@@ -79,11 +79,13 @@ type Options struct {
 	Applets []string
 	// Udev is the root directory of a system whose udev and kmod come along;
 	// empty for none.
-	Udev    string
-	Init    string // a file for /init; empty for the script, which needs busybox
-	Config  string // a file; empty for none
-	Keys    []string
-	Include []Include
+	Udev string
+	Init string // a file for /init; empty for the script, which needs busybox
+	// Programs are programs of this system, which bring the libraries that they need.
+	Programs []Include
+	Config   string // a file; empty for none
+	Keys     []string
+	Include  []Include
 
 	Mtime time.Time // of everything in the image; zero is 1970
 }
@@ -125,7 +127,7 @@ func New(ctx context.Context, o *Options) (*Image, error) {
 		return nil, err
 	}
 	for _, add := range []func(context.Context, *Options) error{
-		im.addStage1, im.addPrograms, im.addConfig, im.addIncluded, im.addSkeleton,
+		im.addStage1, im.addPrograms, im.addConfig, im.addChosen, im.addIncluded, im.addSkeleton,
 	} {
 		if err := add(ctx, o); err != nil {
 			return nil, err
@@ -241,17 +243,40 @@ func (im *Image) addConfig(_ context.Context, o *Options) error {
 	return nil
 }
 
+// addChosen adds the programs that the caller has chosen.
+func (im *Image) addChosen(_ context.Context, o *Options) error {
+	p := im.part("programs")
+	for _, inc := range o.Programs {
+		from, to, err := inc.paths()
+		if err != nil {
+			return err
+		}
+		if err := im.addProgram(p, "/", strings.TrimPrefix(to, "/"), from); err != nil {
+			return fmt.Errorf("program %s: %w", inc.From, err)
+		}
+	}
+	return nil
+}
+
+// paths returns where an Include is from and where it goes, both absolute.
+func (i Include) paths() (from, to string, err error) {
+	if from, err = filepath.Abs(i.From); err != nil {
+		return "", "", err
+	}
+	to = path.Clean(cmp.Or(i.To, filepath.ToSlash(from)))
+	if !path.IsAbs(to) || to == "/" && !isDir(from) {
+		return "", "", fmt.Errorf("include %s as %s: want an absolute path in the image", i.From, i.To)
+	}
+	return from, to, nil
+}
+
 // addIncluded adds the files and directories of the host.
 func (im *Image) addIncluded(ctx context.Context, o *Options) error {
 	p := im.part("included")
 	for _, inc := range o.Include {
-		from, err := filepath.Abs(inc.From)
+		from, to, err := inc.paths()
 		if err != nil {
 			return err
-		}
-		to := path.Clean(cmp.Or(inc.To, filepath.ToSlash(from)))
-		if !path.IsAbs(to) || to == "/" && !isDir(from) {
-			return fmt.Errorf("include %s as %s: want an absolute path in the image", inc.From, inc.To)
 		}
 		if err := im.includeTree(ctx, p, from, to); err != nil {
 			return fmt.Errorf("include %s: %w", inc.From, err)

@@ -265,14 +265,18 @@ func TestLibrariesOfTwoSystems(t *testing.T) {
 }
 
 // A program's libraries are found in its own directories, in those of the machine,
-// and through libraries.
+// and through libraries: also where only the program says where they are, which is
+// how systemd has its own.
 func TestLibrariesOfThisSystem(t *testing.T) {
-	udevadm, err := exec.LookPath("udevadm")
-	if err != nil {
-		testenv.Need(t, "udevadm is not installed")
+	for _, name := range []string{"udevadm", "systemd"} {
+		t.Run(name, func(t *testing.T) { sameAsLdd(t, testenv.Tool(t, name)) })
 	}
-	ldd := run(t, testenv.Tool(t, "ldd"), udevadm)
-	file, err := inRoot("/", udevadm)
+}
+
+func sameAsLdd(t *testing.T, program string) {
+	t.Helper()
+	ldd := run(t, testenv.Tool(t, "ldd"), program)
+	file, err := inRoot("/", program)
 	if err != nil {
 		t.Fatal(err)
 	}

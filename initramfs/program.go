@@ -96,25 +96,32 @@ func (c *libraries) of(file string) error {
 	return c.needs(o, c.standard(o))
 }
 
-// needs adds the libraries that an object needs, which are looked for in its own
-// directories, then in the standard ones.
+// needs adds the libraries that an object needs, and those that these need, which
+// are looked for in the directories of the one that needs them, then in the
+// standard ones. As the linker does, it takes the near ones first, and looks for no
+// name twice: a library may need one that only the program knows where to find.
 func (c *libraries) needs(o *object, standard []string) error {
-	for _, name := range o.needed {
-		dirs := append(slices.Clip(o.runpath), standard...)
-		key := name + " " + strings.Join(o.runpath, ":")
-		if c.seen[key] {
-			continue
+	objects := []*object{o}
+	for i := 0; i < len(objects); i++ {
+		by := objects[i]
+		for _, name := range by.needed {
+			if c.seen[name] {
+				continue
+			}
+			other, err := c.find(by, name, append(slices.Clip(by.runpath), standard...))
+			if err != nil {
+				return err
+			}
+			c.seen[name] = true
+			objects = append(objects, other)
 		}
-		c.seen[key] = true
-		other, err := c.find(o, name, dirs)
-		if err != nil {
-			return err
-		}
-		if err := c.needs(other, standard); err != nil {
+	}
+	for _, by := range objects {
+		if err := c.mayOpen(by, standard); err != nil {
 			return err
 		}
 	}
-	return c.mayOpen(o, standard)
+	return nil
 }
 
 // mayOpen adds the libraries that an object opens while it runs, if they are there.

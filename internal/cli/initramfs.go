@@ -30,14 +30,15 @@ type initramfsFlags struct {
 	trust    trust
 	timeout  time.Duration
 
-	stage1  []string
-	program string
-	busybox string
-	udev    string
-	init    string
-	config  string
-	keys    []string
-	include []string
+	stage1   []string
+	program  string
+	busybox  string
+	udev     string
+	init     string
+	config   string
+	keys     []string
+	include  []string
+	programs []string
 
 	out      string
 	compress string
@@ -77,7 +78,7 @@ then /sbin/init if that was included. Without --busybox, --init says what the im
 starts with, and that has to see to all of this: the program itself asks for no
 address. --udev takes udevd, udevadm, kmod and their libraries from this
 system, --udev=ROOT from another one. A program that is not static brings its
-libraries.
+libraries, also one of --program; what --include names comes as it is.
 
 With --config, the image has /etc/overmount.toml for "overmount boot"; one that boot
 would refuse is refused here. With --key it has the keys for its pubkey. A manifest that is included as /usr/share/overmount/NAME, with
@@ -119,6 +120,7 @@ func (f *initramfsFlags) flags(cmd *cobra.Command) {
 	flags.StringVar(&f.config, "config", "", "`FILE` for /"+initramfs.ConfigPath)
 	flags.StringArrayVar(&f.keys, "key", nil, "`FILE` of a public key that signs manifests, for /"+initramfs.KeyDir+", can be repeated")
 	flags.StringArrayVar(&f.include, "include", nil, "file or directory `SRC[:/DST]` for the image, can be repeated")
+	flags.StringArrayVar(&f.programs, "program", nil, "program `SRC[:/DST]` for the image, with its libraries, can be repeated")
 	flags.StringVar(&f.compress, "compress", "zstd", "how the image is compressed: zstd, gzip or none")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "say what the image would hold, and write none")
 	flags.DurationVar(&f.timeout, "timeout", 30*time.Second, "how long to wait for a store that does not answer")
@@ -202,6 +204,9 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 	}
 	for _, text := range f.include {
 		o.Include = append(o.Include, parseInclude(text))
+	}
+	for _, text := range f.programs {
+		o.Programs = append(o.Programs, parseInclude(text))
 	}
 	if o.Program == "" {
 		if o.Program, err = programForBoot(); err != nil {

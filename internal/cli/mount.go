@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"overmount/boot"
 	"overmount/fusefs"
 	"overmount/internal/notify"
 )
@@ -202,6 +203,7 @@ func unmount(s liveMount, log *slog.Logger) error {
 	if errors.Is(err, fusefs.ErrBusy) {
 		log.Warn("the mount is in use; it is taken from its place and served a little longer", "for", lastUse)
 		err = s.UnmountLazy()
+		udevLetGo(log)
 	}
 	if err != nil {
 		return err
@@ -213,4 +215,15 @@ func unmount(s liveMount, log *slog.Logger) error {
 	}
 	log.Info("unmounted")
 	return nil
+}
+
+// udevLetGo asks udev to let go of what it has open: the indexes of modules, from the
+// first event that came after they were mounted.
+func udevLetGo(log *slog.Logger) {
+	if !boot.HasUdev() {
+		return
+	}
+	if err := boot.ReloadUdev(context.Background(), lastUse/2); err != nil {
+		log.Warn("udev may still use the mount", "error", err)
+	}
 }

@@ -213,22 +213,10 @@ func (b *bench) image(name, modules string, args ...string) (paths []string) {
 	return paths
 }
 
-// forGuest are the arguments for the image of a timed guest, with tc, and the
-// libraries of tc where it finds them.
+// forGuest are the arguments for the image of a timed guest, with tc.
 func (b *bench) forGuest(stage1 string) []string {
 	b.t.Helper()
-	tc := testenv.Tool(b.t, "tc")
-	args := []string{"--stage1", stage1, "--udev", "--init", "testdata/bench-guest.sh", "--include", tc + ":/sbin/tc"}
-	out, err := exec.Command("ldd", tc).Output()
-	if err != nil {
-		b.t.Fatalf("ldd %s: %v", tc, err)
-	}
-	for line := range strings.Lines(string(out)) {
-		if f := strings.Fields(line); len(f) > 2 && f[1] == "=>" {
-			args = append(args, "--include", f[2]+":/lib/tc/"+f[0])
-		}
-	}
-	return args
+	return []string{"--stage1", stage1, "--udev", "--init", "testdata/bench-guest.sh", "--program", testenv.Tool(b.t, "tc") + ":/sbin/tc"}
 }
 
 // record boots once to see what is needed, makes boot packs of that, and an image

@@ -33,6 +33,7 @@ type host struct {
 	dir    string // of the files at the top of the server
 	server *storetest.HTTPServer
 	addr   string // where the guest reaches the server, as 127.0.0.1:80
+	isFar  bool   // there is a slow line before it
 
 	key               signature.PrivateKey
 	modules, firmware *manifest.Manifest
@@ -45,9 +46,8 @@ type host struct {
 	faults map[block.ID]storetest.HTTPFault
 }
 
-// newHost packs a kernel's modules and a directory of firmware, and serves both, to
-// a guest that is so far away.
-func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
+// newHost packs a kernel's modules and a directory of firmware, and serves both.
+func newHost(t *testing.T, modules, firmware string) *host {
 	t.Helper()
 	h := &host{t: t, dir: t.TempDir()}
 	h.begin()
@@ -55,9 +55,6 @@ func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
 	h.server = storetest.NewHTTPServer(t, store.Sharded, objects, &storetest.HTTPOptions{Base: "/objects", Missing: h.other})
 	h.server.Always(h.answer)
 	h.addr = strings.TrimSuffix(strings.TrimPrefix(h.server.URL, "http://"), "/objects")
-	if rtt > 0 {
-		h.addr = slowLine(t, h.addr, rtt)
-	}
 	src, err := pack.PrepareModules(t.Context(), pack.Dir(modules), pack.ModulesOptions{Name: filepath.Base(modules)})
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +68,30 @@ func newHost(t *testing.T, modules, firmware string, rtt time.Duration) *host {
 	})
 	h.firmware, _ = h.pack(objects, "firmware.fl", pack.Dir(firmware), &pack.Options{Codec: block.Zstd, Tags: map[string]string{manifest.TagKind: "firmware"}})
 	return h
+}
+
+// farther puts a line between the server and the guests, from now on: in the place
+// where they look for it, and where the manifests have the objects.
+func (h *host) farther(rtt time.Duration) {
+	h.t.Helper()
+	h.isFar, h.addr = true, slowLine(h.t, h.addr, rtt)
+	for _, name := range []string{h.manifest(), "firmware.fl"} {
+		file := filepath.Join(h.dir, name)
+		err := manifest.Edit(h.t.Context(), file, func(e *manifest.Editor) error { return e.SetRoutes(h.routes()) })
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		m, err := manifest.Open(h.t.Context(), file)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.sign(file, m)
+	}
+}
+
+// routes say that all objects are at this server.
+func (h *host) routes() []manifest.Route {
+	return []manifest.Route{{First: 0, Last: 255, URL: h.url() + "/objects"}}
 }
 
 // begin forgets what the guests before have asked for and said, and makes the server
@@ -92,7 +113,7 @@ func (h *host) url() string {
 // pack packs a tree whose objects the guest finds at this server.
 func (h *host) pack(objects store.Writer, name string, src fs.FS, o *pack.Options) (*manifest.Manifest, pack.Summary) {
 	h.t.Helper()
-	o.Routes = []manifest.Route{{First: 0, Last: 255, URL: h.url() + "/objects"}}
+	o.Routes = h.routes()
 	file := filepath.Join(h.dir, name)
 	sum, err := pack.Run(h.t.Context(), src, objects, file, o)
 	if err != nil {

@@ -38,7 +38,7 @@ ip addr add 10.64.0.2/24 dev eth0
 ip link set eth0 up
 until ping -c 1 -W 1 $host >/dev/null; do :; done
 # One way takes all of it. The queue holds what a second sends.
-if [ "$rtt" != 0 ]; then LD_LIBRARY_PATH=/lib/tc /sbin/tc qdisc add dev eth0 root netem delay "${rtt}ms" limit 100000; fi
+if [ "$rtt" != 0 ]; then /sbin/tc qdisc add dev eth0 root netem delay "${rtt}ms" limit 100000; fi
 say "ping $(ping -c 1 $host | sed -n 's/.*time=\([0-9.]*\) .*/\1/p')"
 if [ "$(param bench.udev)" = 1 ]; then udevd --daemon --children-max=64 --event-timeout=120; fi
 received=/sys/class/net/eth0/statistics/rx_bytes

@@ -1,10 +1,11 @@
 #!/bin/sh
 # What a guest of the tests does. As /sbin/init it comes after the image's own /init
-# has run "overmount boot"; as /etc/overmount/start it comes before that, as soon as
-# the image has brought the machine onto the network, and does it itself, with udev.
-# It is process 1. The kernel's command line says where the host is, lab.server=URL,
-# and what is to be done, lab.do=PHASE,PHASE...; the answers go to the host as lines
-# of a word and a value.
+# has run "overmount boot", and before that it is what udhcpc calls; as
+# /etc/overmount/start it comes as soon as the image has brought the machine onto the
+# network, and does the rest itself, with udev. There it is process 1. As /sbin/lab it
+# is what systemd starts. The kernel's command line says where the host is,
+# lab.server=URL, and what is to be done, lab.do=PHASE,PHASE...; the answers go to the
+# host as lines of a word and a value.
 #
 # In busybox's shell the name of an applet is the applet: kmod's modprobe needs its
 # path.
@@ -50,21 +51,28 @@ finish() {
 	mark finished
 	post report $report || cat $report
 	sync
+	if [ -d /run/systemd/system ]; then
+		exec systemctl poweroff 2>/dev/null # it misses logind
+	fi
 	poweroff -f
 }
 
-# boot_with_udev is what the system does whose way up has udev. Before it, the host
-# gets what the kernel says of the devices that stage 1 has found.
-boot_with_udev() {
+# look takes down what is there before "overmount boot": what the kernel says of the
+# devices that stage 1 has found.
+look() {
 	say "before $(count)"
-	overmount plan --capture /run/capture
-	post capture /run/capture
+	overmount plan --capture /run/before
+}
+
+# boot_with_udev is what the system does whose way up has udev.
+boot_with_udev() {
+	look
 	event=$(param lab.event)
 	udevd --daemon --children-max=64 --event-timeout="${event:-120}"
 	try boot overmount boot
 }
 
-bound() {
+bound_phase() {
 	for device in /sys/bus/pci/devices/*; do
 		driver=none
 		if [ -e "$device/driver" ]; then driver=$(basename "$(readlink "$device/driver")"); fi
@@ -120,12 +128,18 @@ plug_in() {
 # one on USB, which takes a second longer than everything else.
 disks() { [ "$(find /sys/block -name 'sd*' | wc -l)" = 2 ]; }
 
-main_phase() {
+# booted_phase tells of the boot alone.
+booted_phase() {
 	try ready test -e /run/overmount/ready
 	say "report $(overmount report --json)"
 	mark booted
 	post booted /run/overmount/report.json
+	if [ -e /run/before ]; then post capture /run/before; fi
 	say "after $(count)"
+}
+
+main_phase() {
+	booted_phase
 	try disks await 20 disks
 	say "block $(ls /sys/block | tr '\n' ' ')"
 	overmount plan --capture /run/capture
@@ -134,7 +148,7 @@ main_phase() {
 	test_firmware
 	plug_in
 	await 10 sh -c 'dmesg | grep -q labtest/hda.fw'
-	bound
+	bound_phase
 	for pid in $(pidof overmount); do say "ticks $(cut -d ' ' -f 14,15 "/proc/$pid/stat") $(sed -n 's/^VmHWM:[ \t]*//p' "/proc/$pid/status")"; done
 	mark main
 }
@@ -154,13 +168,18 @@ late_driver() {
 	done
 }
 
-# late_phase comes after a boot to which the host has given modules and no firmware,
-# which it does then. The device's driver wants two files for its probe, and takes any.
+# late_phase comes after a boot to which the host has given modules and no firmware. The
+# device's driver wants two files for its probe, and takes any.
 late_phase() {
 	gadget 0x0a5c 0x2033
 	try late-probe await 30 sh -c 'dmesg | grep -q "failed to load BCM2033-MD.hex"'
 	say "late-before $(late_driver)"
 	mark late
+}
+
+# company_phase is when the host gives the firmware.
+company_phase() {
+	mark company
 	try company await 90 sh -c '! grep -q pending /run/overmount/report.json'
 	say "late-after $(late_driver)"
 	say "report $(overmount report --json)"
@@ -176,8 +195,8 @@ load_phase() {
 	mark "$1"
 }
 
-# switch_phase goes to a root of its own, as an initramfs does, and loads there what
-# was not fetched before.
+# switch_phase goes to a root of its own, as an initramfs does, with what is mounted by
+# then; the phases of lab.after are there.
 switch_phase() {
 	root=/newroot
 	mkdir -p $root
@@ -186,10 +205,14 @@ switch_phase() {
 	cp -a /bin/busybox $root/bin/
 	chroot $root /bin/busybox --install -s /bin
 	cp /sbin/init $root/sbin/init
-	for dir in "lib/modules/$kver" lib/firmware dev proc sys run; do mount --move "/$dir" "$root/$dir"; done
+	cp "$(command -v overmount)" $root/bin/
+	for dir in $(cut -d ' ' -f 5 /proc/self/mountinfo | grep -x -F -e "/lib/modules/$kver" -e /lib/firmware -e /dev -e /proc -e /sys -e /run); do
+		mount --move "$dir" "$root$dir"
+	done
 	exec switch_root $root /sbin/init switched
 }
 
+# switched_phase loads what was not fetched before.
 switched_phase() {
 	try switched-module modprobe "$(param lab.late)"
 	request labtest/late.bin
@@ -197,19 +220,83 @@ switched_phase() {
 	mark switched
 }
 
-if [ "$1" = switched ]; then
-	switched_phase
-	finish
-fi
-mark online
-if [ "$0" != /sbin/init ]; then boot_with_udev; fi
-for phase in $(param lab.do | tr , ' '); do
+# mounted counts our mounts.
+mounted() { grep -c ' - fuse.overmount ' /proc/self/mountinfo; }
+
+# state says what the unit is, how many mounts there are, and whether all is ready.
+state() {
+	say "state:$1 $(systemctl show -P ActiveState overmount.service) $(mounted) $(test -e /run/overmount/ready && echo ready)"
+}
+
+# units says in which order systemd did what, in microseconds: when it began with a
+# unit, and when that was active.
+units() {
+	for unit in systemd-udev-trigger systemd-networkd-wait-online overmount lab-needs; do
+		say "unit:$unit $(systemctl show -P InactiveExitTimestampMonotonic $unit.service) $(systemctl show -P ActiveEnterTimestampMonotonic $unit.service)"
+	done
+	say "unit:multi-user $(systemctl show -P ActiveEnterTimestampMonotonic multi-user.target)"
+	say "failed $(systemctl list-units --failed --no-legend --plain | tr '\n' ';')"
+}
+
+# restarted reports whether the unit is active, with another process than that.
+restarted() {
+	case $(systemctl show -P MainPID overmount.service) in
+	0 | "$1") return 1 ;;
+	esac
+	systemctl is-active overmount.service
+}
+
+# killed_phase kills the program, which systemd starts again.
+killed_phase() {
+	pid=$(systemctl show -P MainPID overmount.service)
+	kill -9 "$pid"
+	try restarted await 60 restarted "$pid"
+	state killed
+	try killed-module /sbin/modprobe "$(param lab.late)"
+	mark killed
+}
+
+# stopped_phase stops the unit, and starts it again.
+stopped_phase() {
+	from=$(cut -d . -f 1 /proc/uptime)
+	try stop systemctl stop overmount.service
+	say "seconds:stop $(($(cut -d . -f 1 /proc/uptime) - from))"
+	state stopped
+	say "result:stopped $(systemctl show -P Result overmount.service)"
+	try stopped-udev udevadm trigger --action=add --settle
+	say "udevd $(systemctl show -P NRestarts systemd-udevd.service) $(systemctl show -P ActiveState systemd-udevd.service)"
+	mark stopped
+	try start systemctl start overmount.service
+	state started
+}
+
+phases=$(param lab.do)
+case $0 in
+*/default.script)
+	if [ "$1" = bound ]; then look; fi
+	exec sh /usr/share/udhcpc/plain.script "$@"
+	;;
+/etc/overmount/start)
+	mark online
+	boot_with_udev
+	;;
+/sbin/lab)
+	state "$1"
+	if [ "$1" != multi-user ]; then exit; fi
+	units
+	;;
+/sbin/init)
+	if [ "$1" = switched ]; then
+		phases=$(param lab.after)
+	else
+		mark online
+	fi
+	;;
+esac
+for phase in $(echo "$phases" | tr , ' '); do
 	case $phase in
-	alone) alone_phase ;;
-	late) late_phase ;;
-	main) main_phase ;;
 	spoiled | held | cut) load_phase "$phase" ;;
-	switch) switch_phase ;;
+	*) "${phase}_phase" ;;
 	esac
 done
 finish
