@@ -9,7 +9,7 @@ FUZZTIME ?= 5s
 FULL_FUZZTIME ?= 2m
 
 # What the tests and the demo run beside our own programs.
-TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils attr diffutils redis-server minisign busybox-static systemd util-linux \
+TOOLS := go ca-certificates kmod sqlite3 zstd xz-utils bzip2 attr diffutils redis-server minisign busybox-static systemd util-linux \
 	nginx curl openssl qemu-system-x86 udev cpio gnupg gpgv
 ifneq ($(shell id -u),0)
 TOOLS += fuse3

@@ -39,16 +39,16 @@
 //	         firmware          where the kernel finds a firmware file, and which package has it
 //	         signature         who made a manifest, of what, and which is newer
 //	         kmod/kmodtest     kernel modules made for tests
+//	         deb/debtest       packages and repositories of Debian, made for tests
 //	         internal/httpclient  requests whose every wait has a limit
 //	floor 0  block             one block: seal, open, codecs
 //	         kmod              facts about kernel modules, indexes, what modprobe would do
 //	         archive           the files of packages, unpacked, as a tree
 //	         archive/archivetest  what a tree of a stranger must be
 //	         apk/apktest       packages and repositories of Alpine, made for tests
-//	         deb/debtest       packages and repositories of Debian, made for tests
 //	         internal/atomicfile  files that appear whole or not at all
 //	         internal/cpio        archives that the kernel unpacks
-//	         internal/decompress  gzip, xz, zstd and LZ4 of strangers, as streams
+//	         internal/decompress  gzip, xz, zstd and others of strangers, as streams
 //	         internal/flight      work that those who want it share
 //	         internal/mounts      what is mounted where
 //	         internal/notify      telling the service manager
@@ -56,6 +56,7 @@
 //	         internal/pulse       signs that an answer is on its way
 //	         internal/refetch  a file over a line, and again if that fails
 //	         internal/testenv     what tests need of the machine
+//	cellar   internal/xz       a decoder of xz and lzma
 //
 // bench measures several of them against plain tools, test/vm boots virtual
 // machines, and contrib has the files for init systems. docs/format.md defines the

@@ -23,11 +23,13 @@ var floors = map[string]int{
 	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
 
 	"manifest": 1, "store": 1, "depmod": 1, "signature": 1, "firmware": 1, "kmod/kmodtest": 1, "internal/httpclient": 1,
-	"apk": 1, "deb": 1,
+	"apk": 1, "deb": 1, "deb/debtest": 1,
 
 	"block": 0, "kmod": 0, "archive": 0, "internal/atomicfile": 0, "internal/flight": 0,
 	"internal/cpio": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/refetch": 0, "internal/testenv": 0,
-	"internal/decompress": 0, "apk/apktest": 0, "archive/archivetest": 0, "deb/debtest": 0,
+	"internal/decompress": 0, "apk/apktest": 0, "archive/archivetest": 0,
+
+	"internal/xz": -1,
 
 	"bench": roof, "contrib": roof, "test/vm": roof, ".": roof,
 }

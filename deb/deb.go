@@ -2,11 +2,11 @@
 //
 // A package is a file of ar (deb(5)) with three members: debian-binary, the
 // version of the format; control.tar, what the package says of itself;
-// data.tar, its files. The latter two are plain or compressed with gzip, xz or
-// zstd. [Reader] reads one as a stream. Members behind data.tar that are not
-// known are passed over, as are those before it whose name begins with an
-// underscore. Anything else at another place is an error, also behind the end.
-// Scripts of packages are never run.
+// data.tar, its files. The latter two are plain or compressed with gzip, xz,
+// zstd, bzip2 or lzma. [Reader] reads one as a stream. Members behind data.tar
+// that are not known are passed over, as are those before it whose name begins
+// with an underscore. Anything else at another place is an error, also behind the
+// end. Scripts of packages are never run.
 //
 // [Unpack] reads several packages into an [archive.Tree], in parallel:
 //
@@ -138,12 +138,12 @@ func (d *Reader) at(name string) bool {
 	return d.ar.name == name || strings.HasPrefix(d.ar.name, name+".")
 }
 
-// tar reads an archive in the current member, and says of several errors the one
-// that is the reason of the others.
-func (d *Reader) tar(member io.Reader, each func(archive.File, *tar.Header, io.Reader) error) error {
+// untar reads an archive, and says of several errors the one that is the reason of the
+// others.
+func untar(member io.Reader, each func(archive.File, *tar.Header, io.Reader) error) error {
 	noted := &notedReader{r: member}
 	err := archive.Tar(noted, each)
-	return cmp.Or(d.ar.err, noted.err, err)
+	return cmp.Or(noted.err, err)
 }
 
 // A notedReader remembers what went wrong below.
@@ -176,7 +176,7 @@ func (d *Reader) control() error {
 	}
 	defer member.Close()
 	found, sums := false, []byte(nil)
-	err = d.tar(limited(member, maxControl), func(f archive.File, _ *tar.Header, content io.Reader) error {
+	err = untar(limited(member, maxControl), func(f archive.File, _ *tar.Header, content io.Reader) error {
 		var err error
 		switch name := strings.TrimPrefix(f.Name, "./"); {
 		case name == "control" && found:
@@ -195,7 +195,7 @@ func (d *Reader) control() error {
 	if err == nil {
 		d.sums, err = md5sums(sums)
 	}
-	return err
+	return cmp.Or(d.ar.err, err)
 }
 
 func readControl(r io.Reader) (Control, error) {
@@ -250,13 +250,15 @@ func (d *Reader) unpack(p *archive.Package) error {
 	if err != nil {
 		return err
 	}
-	defer member.Close()
-	return d.files(limited(member, maxData), p)
+	member = decompress.Ahead(member)
+	err = d.files(limited(member, maxData), p)
+	member.Close()
+	return cmp.Or(d.ar.err, err)
 }
 
 func (d *Reader) files(r io.Reader, p *archive.Package) error {
 	left := maps.Clone(d.sums)
-	err := d.tar(r, func(f archive.File, _ *tar.Header, content io.Reader) error {
+	err := untar(r, func(f archive.File, _ *tar.Header, content io.Reader) error {
 		name := strings.TrimPrefix(f.Name, "./")
 		want, listed := left[name]
 		if !listed || !f.Mode.IsRegular() || f.Link != "" {

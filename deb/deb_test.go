@@ -94,7 +94,7 @@ var files = []debtest.Entry{
 
 func TestCompressions(t *testing.T) {
 	dpkg := testenv.Tool(t, "dpkg-deb")
-	for _, suffix := range []string{"", ".gz", ".xz", ".zst"} {
+	for _, suffix := range []string{"", ".gz", ".xz", ".zst", ".bz2", ".lzma"} {
 		data := debtest.Package{Name: "firmware-x", Version: "1:2-3", Suffix: suffix, Files: files, Fields: "Depends: a (>= 1) | b, c:any\nSource: src\n"}.Bytes(t)
 		tree, found, err := read(t, data)
 		if err != nil {
@@ -196,7 +196,9 @@ func TestRefused(t *testing.T) {
 		{"two controls", debtest.Ar(version, control, control, data), "it has a second control member, control.tar.xz, before data.tar"},
 		{"two datas", debtest.Ar(version, control, data, rename(data, "data.tar.gz")), "it has a second member data.tar.gz, behind data.tar.xz"},
 		{"unknown before data", debtest.Ar(version, rename(control, "other"), control, data), `it has a member "other" before control.tar`},
-		{"bzip2", debtest.Ar(version, control, rename(data, "data.tar.bz2")), "data.tar.bz2: it is compressed in a way that is not supported"},
+		{"lzip", debtest.Ar(version, control, rename(data, "data.tar.lz")), "data.tar.lz: it is compressed in a way that is not supported"},
+		{"no bzip2", debtest.Ar(version, control, rename(data, "data.tar.bz2")), "data.tar.bz2: it is not bzip2: it begins with fd377a"},
+		{"no lzma", debtest.Ar(version, control, rename(data, "data.tar.lzma")), "data.tar.lzma: damaged: lzma"},
 		{"wrong suffix", debtest.Ar(version, control, rename(data, "data.tar.zst")), "data.tar.zst: it is not zstd: it begins with fd377a58"},
 		{"cut header", whole[:30], "truncated: it ends inside the header of its first member"},
 		{"cut data", whole[:len(whole)-100], "truncated: it ends"},

@@ -12,8 +12,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
-	"github.com/ulikunitz/xz/lzma"
+
+	"overmount/internal/xz"
 )
 
 // Compression is how a module file is compressed. Kernels are built for one
@@ -171,19 +171,34 @@ func unzstd(dst, compressed []byte) ([]byte, error) {
 	return plain, err
 }
 
+const (
+	// maxXZDict bounds the dictionary that a file of xz may ask for, in bytes.
+	maxXZDict = 64 << 20
+	// kernelXZDict is the size that the kernel's own build uses.
+	kernelXZDict = 1 << 20
+)
+
 func unxz(dst, compressed []byte) ([]byte, []string, error) {
-	var w xzWalk
-	if err := w.walk(compressed); err != nil {
-		return dst, nil, err
+	plain, info, err := xz.Append(dst, compressed, maxPlain, &xz.Options{MaxDict: maxXZDict})
+	if errors.Is(err, xz.ErrTooLong) {
+		err = errTooLong
 	}
-	if w.plain > maxPlain {
-		return dst, nil, errTooLong
+	return plain, xzWarnings(info), err
+}
+
+// xzWarnings says what the kernel's decompressor makes of a file.
+func xzWarnings(info xz.Info) []string {
+	var s []string
+	for _, check := range info.Checks {
+		if check > xz.CRC32 {
+			s = append(s, fmt.Sprintf("it has a check by %v, and the kernel decompresses only xz with CRC32 or no check", check))
+		}
 	}
-	// The reader takes the larger of this and what a block states.
-	z, err := xz.ReaderConfig{DictCap: lzma.MinDictCap}.NewReader(bytes.NewReader(compressed))
-	if err != nil {
-		return dst, nil, err
+	if info.Dict > kernelXZDict {
+		s = append(s, fmt.Sprintf("it needs an xz dictionary of %d bytes, and kernels are built for %d", info.Dict, kernelXZDict))
 	}
-	plain, err := appendAll(dst, z, maxPlain)
-	return plain, w.warnings(), err
+	if info.Streams > 1 {
+		s = append(s, "it has several xz streams, and the kernel decompresses only the first")
+	}
+	return s
 }

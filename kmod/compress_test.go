@@ -27,10 +27,12 @@ func zstdClaim(n uint64) []byte {
 
 const xzHeader = "\xfd7zXZ\x00\x00\x01\x69\x22\xde\x36"
 
+func checksum(b []byte) uint32 { return crc32.ChecksumIEEE(b) }
+
 // xzBlock returns the header of a block that needs a dictionary.
 func xzBlock(dictCode byte) []byte {
 	h := []byte{2, 0, 0x21, 1, dictCode, 0, 0, 0}
-	return binary.LittleEndian.AppendUint32(h, crc32.ChecksumIEEE(h))
+	return binary.LittleEndian.AppendUint32(h, checksum(h))
 }
 
 // xzClaim returns a stream of chunks that claim 2 MiB each.
@@ -100,9 +102,10 @@ func TestCompressed(t *testing.T) {
 		{"xz, dictionary of unknown size", xzDict(t, 41), "", "damaged: xz: a dictionary of unknown size 41"},
 		{"xz, filter", func() []byte {
 			b := xzOf(crc32, module)
-			b[len(xzHeader)+2] = 4 // x86
+			h := []byte{2, 0, 4, 0, 0, 0, 0, 0}
+			copy(b[len(xzHeader):], binary.LittleEndian.AppendUint32(h, checksum(h)))
 			return b
-		}(), "", "damaged: xz: filter 0x4: only LZMA2 alone is supported"},
+		}(), "", "damaged: xz: filter 0x4 (x86): only LZMA2 alone is supported"},
 
 		{"zstd, streamed", streamed.Bytes(), "", "damaged: zstd: the frame does not state the size of its content"},
 		{"zstd, checked", flipped(zst, len(zst)-1), "", "damaged: zstd: "},

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"maps"
+	"os/exec"
 	"path"
 	"slices"
 	"strings"
@@ -18,6 +19,9 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
+
+	"overmount/internal/testenv"
 )
 
 // When is the time of modification of all files.
@@ -73,8 +77,8 @@ func (e Entry) header() *tar.Header {
 	return h
 }
 
-// Compress compresses data in the way that a suffix stands for: .gz, .xz, .zst or
-// none.
+// Compress compresses data in the way that a suffix stands for: .gz, .xz, .zst,
+// .lzma, .bz2, for which it needs bzip2, or none.
 func Compress(tb testing.TB, suffix string, data []byte) []byte {
 	tb.Helper()
 	var b bytes.Buffer
@@ -92,6 +96,10 @@ func Compress(tb testing.TB, suffix string, data []byte) []byte {
 		w, err = xz.NewWriter(&b)
 	case ".zst":
 		w, err = zstd.NewWriter(&b)
+	case ".lzma":
+		w, err = lzma.NewWriter(&b)
+	case ".bz2":
+		return bzip2(tb, data)
 	default:
 		tb.Fatalf("there is no compression called %q", suffix)
 	}
@@ -103,6 +111,18 @@ func Compress(tb testing.TB, suffix string, data []byte) []byte {
 		tb.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// bzip2 runs the program: Go can only decompress.
+func bzip2(tb testing.TB, data []byte) []byte {
+	tb.Helper()
+	cmd := exec.Command(testenv.Tool(tb, "bzip2"), "-c")
+	cmd.Stdin = bytes.NewReader(data)
+	packed, err := cmd.Output()
+	if err != nil {
+		tb.Fatalf("bzip2: %v", err)
+	}
+	return packed
 }
 
 // A Member is one of an archive of ar.
@@ -128,7 +148,7 @@ func Ar(members ...Member) []byte {
 type Package struct {
 	Name, Version, Arch string // empty: test, 1.0, all
 	Fields              string // further ones of control, whole lines
-	Suffix              string // of control.tar and data.tar
+	Suffix              string // of data.tar, and of control.tar where dpkg-deb takes it there
 	Files               []Entry
 	Sums                string // md5sums; empty means the right ones
 }
@@ -139,9 +159,13 @@ func (p Package) Members(tb testing.TB) []Member {
 	p = p.withDefaults()
 	control := Tar(tb, Entry{Name: "./"}, Entry{Name: "./control", Content: p.Control()},
 		Entry{Name: "./postinst", Content: "#!/bin/sh\nexit 1\n", Mode: 0o755}, Entry{Name: "./md5sums", Content: p.Sums})
+	suffix := p.Suffix
+	if suffix == ".bz2" || suffix == ".lzma" {
+		suffix = ".gz"
+	}
 	return []Member{
 		{"debian-binary", []byte("2.0\n")},
-		{"control.tar" + p.Suffix, Compress(tb, p.Suffix, control)},
+		{"control.tar" + suffix, Compress(tb, suffix, control)},
 		{"data.tar" + p.Suffix, Compress(tb, p.Suffix, Tar(tb, p.Files...))},
 	}
 }

@@ -1,7 +1,7 @@
 // Package decompress reads compressed data of strangers as a stream, in bounded
 // memory.
 //
-// What a stream of xz or zstd needs is known from its headers; over
+// What a stream of xz, lzma or zstd needs is known from its headers; over
 // [MaxWindow] it is refused before the memory is taken. How long the content is
 // nobody knows before its end: who reads keeps count.
 package decompress
@@ -9,6 +9,7 @@ package decompress
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
-	"github.com/ulikunitz/xz/lzma"
+
+	"overmount/internal/xz"
 )
 
 // MaxWindow is how many bytes of the content a stream may look back: what the
@@ -34,28 +35,34 @@ const (
 	XZ
 	Zstd
 	LZ4
+	Bzip2
+	LZMA // which xz replaced
 )
 
 func (f Format) String() string {
-	return [...]string{"none", "gzip", "xz", "zstd", "lz4"}[f]
+	return [...]string{"none", "gzip", "xz", "zstd", "lz4", "bzip2", "lzma"}[f]
 }
 
-var magics = [...]string{Gzip: "\x1f\x8b", XZ: "\xfd7zXZ\x00", Zstd: "\x28\xb5\x2f\xfd", LZ4: "\x04\x22\x4d\x18"}
+// LZMA has none.
+var magics = [...]string{
+	Gzip: "\x1f\x8b", XZ: "\xfd7zXZ\x00", Zstd: "\x28\xb5\x2f\xfd", LZ4: "\x04\x22\x4d\x18", Bzip2: "BZh", LZMA: "",
+}
 
-var suffixes = [...]string{Gzip: ".gz", XZ: ".xz", Zstd: ".zst", LZ4: ".lz4"}
+var suffixes = [...]string{Gzip: ".gz", XZ: ".xz", Zstd: ".zst", LZ4: ".lz4", Bzip2: ".bz2", LZMA: ".lzma"}
 
-// Of tells the format from the first bytes of the data. Six are enough.
+// Of tells the format from the first bytes of the data. Six are enough. LZMA cannot
+// be told.
 func Of(head []byte) Format {
 	for f := Gzip; int(f) < len(magics); f++ {
-		if bytes.HasPrefix(head, []byte(magics[f])) {
+		if magics[f] != "" && bytes.HasPrefix(head, []byte(magics[f])) {
 			return f
 		}
 	}
 	return None
 }
 
-// OfName tells the format from the end of a file's name: .gz, .xz, .zst, .lz4. It
-// returns the name without it.
+// OfName tells the format from the end of a file's name: .gz, .xz, .zst, .lz4, .bz2,
+// .lzma. It returns the name without it.
 func OfName(name string) (plain string, f Format) {
 	for f := Gzip; int(f) < len(suffixes); f++ {
 		if plain, ok := strings.CutSuffix(name, suffixes[f]); ok {
@@ -79,7 +86,7 @@ func NewReader(f Format, r io.Reader) (io.ReadCloser, error) {
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	if Of(head) != f {
+	if magics[f] != "" && Of(head) != f {
 		if strings.HasPrefix(magics[f], string(head)) {
 			return nil, endsEarly(f)
 		}
@@ -97,11 +104,13 @@ func open(f Format, in *bufio.Reader) (io.ReadCloser, error) {
 	case Gzip:
 		return gzip.NewReader(in)
 	case XZ:
-		// The reader takes the larger of this and what a block states.
-		z, err := xz.ReaderConfig{DictCap: lzma.MinDictCap}.NewReader(&xzGuard{in: in})
-		return io.NopCloser(z), err
+		return io.NopCloser(xz.NewReader(in, &xz.Options{MaxDict: MaxWindow})), nil
+	case LZMA:
+		return io.NopCloser(xz.NewLZMAReader(in, &xz.Options{MaxDict: MaxWindow})), nil
 	case LZ4:
 		return io.NopCloser(&lz4Reader{in: in}), nil
+	case Bzip2:
+		return io.NopCloser(bzip2.NewReader(in)), nil
 	}
 	z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(MaxWindow))
 	if err != nil {

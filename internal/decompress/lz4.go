@@ -175,3 +175,11 @@ func lz4Length(n int, src []byte) (int, []byte, bool) {
 	}
 	return 0, nil, false
 }
+
+// unexpected is for places where a stream does not end.
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
