@@ -57,6 +57,7 @@
 //	         internal/refetch  a file over a line, and again if that fails
 //	         internal/testenv     what tests need of the machine
 //	cellar   internal/xz       a decoder of xz and lzma
+//	         internal/opendir  open directories of trees that the kernel has not
 //
 // bench measures several of them against plain tools, test/vm boots virtual
 // machines, and contrib has the files for init systems. docs/format.md defines the

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"overmount/internal/opendir"
 )
 
 // A Conflict is a path at which two packages have different things.
@@ -259,7 +261,7 @@ func (t *Tree) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	if n.Mode.IsDir() {
-		return &dir{info: info{n}, list: t.lists[n.Name]}, nil
+		return opendir.New(n.Name, info{n}, t.lists[n.Name]), nil
 	}
 	return &file{SectionReader: io.NewSectionReader(t.spool.file, n.data.at, n.data.size), info: info{n}}, nil
 }
@@ -374,27 +376,3 @@ type file struct {
 
 func (f *file) Stat() (fs.FileInfo, error) { return f.info, nil }
 func (f *file) Close() error               { return nil }
-
-type dir struct {
-	info info
-	list []fs.DirEntry // still to be read
-}
-
-func (d *dir) Stat() (fs.FileInfo, error) { return d.info, nil }
-func (d *dir) Close() error               { return nil }
-
-func (d *dir) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: d.info.n.Name, Err: errors.New("it is a directory")}
-}
-
-func (d *dir) ReadDir(n int) ([]fs.DirEntry, error) {
-	if n <= 0 {
-		n = len(d.list)
-	} else if len(d.list) == 0 {
-		return nil, io.EOF
-	}
-	n = min(n, len(d.list))
-	list := slices.Clone(d.list[:n])
-	d.list = d.list[n:]
-	return list, nil
-}

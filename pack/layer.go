@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"overmount/internal/opendir"
 	"overmount/manifest"
 )
 
@@ -50,12 +51,16 @@ func (l layered) Open(name string) (fs.File, error) {
 	if err != nil || name != "." {
 		return f, err
 	}
-	list, err := l.ReadDir(name)
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
-		f.Close()
 		return nil, err
 	}
-	return &layerRoot{f, list}, nil
+	list, err := l.ReadDir(name)
+	if err != nil {
+		return nil, err
+	}
+	return opendir.New(name, info, list), nil
 }
 
 func (l layered) Stat(name string) (fs.FileInfo, error) {
@@ -122,22 +127,3 @@ var _ io.ReaderAt = (*layerFile)(nil)
 
 func (f *layerFile) Stat() (fs.FileInfo, error) { return f.info, nil }
 func (f *layerFile) Close() error               { return nil }
-
-// A layerRoot is the open root, with the entries that are still to be read.
-type layerRoot struct {
-	fs.File
-	list []fs.DirEntry
-}
-
-func (r *layerRoot) ReadDir(n int) ([]fs.DirEntry, error) {
-	if n > 0 && len(r.list) == 0 {
-		return nil, io.EOF
-	}
-	if n <= 0 {
-		n = len(r.list)
-	}
-	n = min(n, len(r.list))
-	list := r.list[:n]
-	r.list = r.list[n:]
-	return list, nil
-}

@@ -1,7 +1,6 @@
 package sysroot
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"overmount/internal/decompress"
+	"overmount/internal/opendir"
 	"overmount/manifest"
 )
 
@@ -94,7 +94,7 @@ func (t *FirmwareTree) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	if n.info.IsDir() {
-		return &openDir{nodeInfo{n.info, n}, t.lists[n.path]}, nil
+		return opendir.New(n.path, nodeInfo{n.info, n}, t.lists[n.path]), nil
 	}
 	f, err := openPlain(t.src, n.content, n.format)
 	if err != nil {
@@ -203,28 +203,3 @@ func (dirInfo) Mode() fs.FileMode  { return fs.ModeDir | 0o755 }
 func (dirInfo) ModTime() time.Time { return time.Time{} }
 func (dirInfo) IsDir() bool        { return true }
 func (dirInfo) Sys() any           { return nil }
-
-// An openDir is a directory, with the entries that are still to be read.
-type openDir struct {
-	info nodeInfo
-	list []fs.DirEntry
-}
-
-func (d *openDir) Stat() (fs.FileInfo, error) { return d.info, nil }
-func (d *openDir) Close() error               { return nil }
-
-func (d *openDir) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: d.info.n.path, Err: errors.New("it is a directory")}
-}
-
-func (d *openDir) ReadDir(n int) ([]fs.DirEntry, error) {
-	if n <= 0 {
-		n = len(d.list)
-	} else if len(d.list) == 0 {
-		return nil, io.EOF
-	}
-	n = min(n, len(d.list))
-	list := slices.Clone(d.list[:n])
-	d.list = d.list[n:]
-	return list, nil
-}
