@@ -2,8 +2,10 @@ package mounts
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -73,7 +75,7 @@ func beInit() error {
 	}
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() {
-		return fmt.Errorf("the daemon says nothing: %v", lines.Err())
+		return fmt.Errorf("the daemon says nothing: %w", cmp.Or(lines.Err(), io.EOF))
 	}
 	fmt.Println(lines.Text())
 	for _, err := range []error{
