@@ -9,6 +9,7 @@
 //	          wait for it is over; then the last good ones, or the image's own
 //	firmware  the firmware of stage 1 stays reachable (firmware_class.path)
 //	mount     what a dead daemon left is taken away first
+//	depmod    only if the configuration says so
 //	prefetch  in the background
 //	rebind    what was loaded without what is mounted now tries its devices again
 //	coldplug  udevadm control --reload, trigger, settle; or our own
@@ -74,6 +75,8 @@ type Actions struct {
 	// Coldplug has all devices announced again, and returns when they have
 	// settled, with what it did.
 	Coldplug func(ctx context.Context) (Coldplugged, error)
+	// Depmod makes the indexes of the modules that are mounted.
+	Depmod func(ctx context.Context) (note string, err error)
 	// Load loads modules by name.
 	Load func(ctx context.Context, names []string) error
 	// Rebind has the kernel look again for drivers of devices that have none though
@@ -104,6 +107,7 @@ type Boot struct {
 	mounted []Mounted
 	pending []place
 	before  *coldplug.Machine // with its modules before the mount of modules
+	stale   bool              // depmod is to run
 }
 
 // A place is a manifest and where it goes.
@@ -376,6 +380,7 @@ func (b *Boot) mount(ctx context.Context, p place, c origin.Copy) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.mounted = append(b.mounted, m)
+	b.stale = b.stale || p.kind == Modules && b.c.Depmod
 	b.report.Mounts = append(b.report.Mounts, &MountReport{
 		Kind: p.kind, Manifest: origin.Shown(p.manifest), State: string(c.State), Serial: c.Claims.Serial, Dir: p.dir, counts: m.Counts,
 	})
@@ -386,6 +391,10 @@ func (b *Boot) mount(ctx context.Context, p place, c origin.Copy) error {
 func (b *Boot) devices(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
+	}
+	if b.stale {
+		b.stale = false
+		b.try("depmod", func() (string, error) { return b.do.Depmod(ctx) })
 	}
 	if b.c.Prefetch != none && len(b.mounted) > 0 {
 		b.try("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })

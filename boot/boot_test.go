@@ -82,7 +82,8 @@ func (m *machine) actions() Actions {
 			}
 			return Coldplugged{Drivers: drivers}, err
 		},
-		Load: func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
+		Depmod: func(context.Context) (string, error) { return "", m.note("depmod") },
+		Load:   func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
 		Rebind: func(context.Context) ([]Rebound, error) {
 			return []Rebound{{Device: "pci 0a.0", Driver: "wifi"}, {Device: "pci 0b.0"}}, m.note("rebind")
 		},
@@ -186,6 +187,39 @@ func TestDegraded(t *testing.T) {
 		if !r.Degraded || !said {
 			t.Errorf("%s: report %+v, want it degraded, with the reason", broken, r)
 		}
+	}
+}
+
+// depmod runs only if it is asked for, where modules are mounted, and before whatever
+// reads the indexes. It makes them writable.
+func TestDepmod(t *testing.T) {
+	c := config(t)
+	if b := newBoot(t, c, &machine{}); b.Config().Writable || b.Config().Depmod {
+		t.Error("a configuration that asks for nothing has depmod, or writable modules")
+	} else if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.Depmod = true
+	m := &machine{fail: map[string]error{fetchModules: errors.New("refused")}}
+	c.NetworkWait = time.Nanosecond
+	b := newBoot(t, c, m)
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if m.count("depmod") != 0 {
+		t.Errorf("done %q, want no depmod without modules", m.done)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	m = &machine{}
+	b = newBoot(t, c, m)
+	if err := b.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	at := slices.Index(m.done, "depmod")
+	if m.count("depmod") != 1 || at > slices.Index(m.done, "prefetch") || at > slices.Index(m.done, "coldplug") || !b.Config().Writable {
+		t.Errorf("done %q, writable %v, want one depmod before prefetch and coldplug, in writable modules", m.done, b.Config().Writable)
 	}
 }
 

@@ -74,6 +74,9 @@ type Config struct {
 	// Writable has the modules take changes, which are kept in memory; KeepLower
 	// leaves what was in both directories before visible below.
 	Writable, KeepLower bool
+	// Depmod makes the modules' indexes anew, for modules that KeepLower leaves in
+	// sight. That reads all modules, over the network. It makes the modules Writable.
+	Depmod bool
 	// Load names modules to load in the end, whether a device asked or not.
 	Load []string
 
@@ -128,6 +131,7 @@ func (c *Config) settings() []setting {
 		{"coldplug", &c.Coldplug, []string{"auto", "udev", "own", "none"}},
 		{"writable", &c.Writable, nil},
 		{"keep-lower", &c.KeepLower, nil},
+		{"depmod", &c.Depmod, nil},
 		{"load", &c.Load, nil},
 		{"record", &c.Record, nil},
 		{"run-dir", &c.RunDir, nil},
@@ -287,6 +291,7 @@ func (c *Config) fill() error {
 			c.Firmware = below(c.Base, "firmware.fl")
 		}
 	}
+	c.Writable = c.Writable || c.Depmod
 	if !kmod.IsVersion(c.Kver) {
 		return fmt.Errorf("%.80q is no version of a kernel", c.Kver)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"overmount/boot"
 	"overmount/coldplug"
+	"overmount/depmod"
 	"overmount/firmware"
 	"overmount/fusefs"
 	"overmount/internal/mounts"
@@ -96,6 +97,8 @@ one on the command line, which nobody can mend by then, is left out and reported
   coldplug         auto, udev, own or none (default auto)
   writable         true: modules take changes, in memory, as for "depmod -a"
   keep-lower       true: what was in both directories stays visible below
+  depmod           true: make the indexes anew, for modules that keep-lower shows;
+                   this reads all modules, over the network, and implies writable
   load             list of modules to load in the end
   record           directory for records of what was read, for "overmount profile"
   run-dir          directory for report, log and lock (default /run/overmount)
@@ -229,6 +232,7 @@ type machine struct {
 	class   string // before drivers have found more devices
 	// unfollow ends the loading for devices that appear.
 	unfollow func()
+	indexed  bool // the modules' indexes are not those of the manifest any more
 
 	mu     sync.Mutex
 	mounts map[string]*bootMount // by kind
@@ -248,7 +252,7 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	defer func() { err = errors.Join(err, root.Close()) }()
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
-		Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files, FollowRoot: root.Follow,
+		Depmod: m.depmod, Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files, FollowRoot: root.Follow,
 	}, m.log)
 	if err != nil {
 		return err
@@ -558,10 +562,36 @@ func (m *machine) plan(ctx context.Context, k *bootMount) (*coldplug.Plan, error
 // through the mount; without one, the image may have modules of its own.
 func (m *machine) drivers(ctx context.Context) *driverLoading {
 	d := &driverLoading{dir: m.config.ModulesDir, fsys: os.DirFS(m.config.ModulesDir), parallel: 16, log: m.log}
-	if k := m.mounted(boot.Modules); k != nil {
+	if k := m.mounted(boot.Modules); k != nil && !m.indexed {
 		d.fsys = k.tree.FS(ctx)
 	}
 	return d
+}
+
+// depmod makes the indexes of the modules anew, where they are mounted. That is an
+// overlay: a file of the mount itself, which this process serves, must not be given to
+// Go's poller.
+func (m *machine) depmod(ctx context.Context) (string, error) {
+	dir := os.DirFS(m.config.ModulesDir)
+	config, err := depmod.ReadConfig("/")
+	if err != nil {
+		return "", err
+	}
+	for _, p := range config.Problems {
+		m.log.Warn("configuration of depmod", "problem", p)
+	}
+	r, err := depmod.Build(ctx, dir, &depmod.Options{Config: config, Kver: m.config.Kver, Layout: depmod.LayoutOf(dir)})
+	if err != nil {
+		return "", err
+	}
+	for _, w := range r.Warnings {
+		m.log.Warn("depmod", "warning", w)
+	}
+	if err := r.Write(m.config.ModulesDir); err != nil {
+		return "", err
+	}
+	m.indexed = true
+	return fmt.Sprintf("%d modules", len(r.Modules)), nil
 }
 
 // byUdev reports whether udev loads the drivers.

@@ -139,8 +139,11 @@ func (a *app) printDrivers(drivers []boot.Driver, all bool) error {
 	if len(drivers) == 0 {
 		return nil
 	}
-	loaded := 0
+	modules, loaded := 0, 0
 	for _, d := range drivers {
+		if d.Module != "" {
+			modules++
+		}
 		if d.State == "live" {
 			loaded++
 		}
@@ -149,13 +152,13 @@ func (a *app) printDrivers(drivers []boot.Driver, all bool) error {
 	if all {
 		which = "the slowest first"
 	}
-	fmt.Fprintf(a.Stdout, "\n%d modules, %d of them loaded; %s:\n", len(drivers), loaded, which)
+	fmt.Fprintf(a.Stdout, "\n%d of %d modules loaded; %s:\n", loaded, modules, which)
 	w := newTable(a.Stdout)
 	fmt.Fprintf(w, "  MODULE\tSTATE\tTOOK\tWAITED\tFILES\tOBJECTS\tBYTES\tREQUESTS\tRETRIES\tHITS\t\n")
 	slices.SortStableFunc(drivers, func(a, b boot.Driver) int { return cmp.Compare(max(b.Took, b.Waited), max(a.Took, a.Waited)) })
 	for i, d := range drivers {
 		if i < slowest || d.Error != "" || all {
-			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", cmp.Or(d.Module, "(no module)"), cmp.Or(d.State, "not loaded"),
+			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", cmp.Or(d.Module, "(no module)"), state(&d),
 				took(d.Took), seconds(d.Waited), d.Files, d.Objects, d.ObjectBytes, d.Requests, d.Retries, d.Hits, driverNotes(&d, all))
 		}
 	}
@@ -177,6 +180,14 @@ func driverNotes(d *boot.Driver, all bool) string {
 		add("fetched ahead: ", d.Ahead...)
 	}
 	return strings.Join(notes, "; ")
+}
+
+// state is how the kernel has a module.
+func state(d *boot.Driver) string {
+	if d.Module == "" {
+		return "-"
+	}
+	return cmp.Or(d.State, "not loaded")
 }
 
 // took is how long loading took, if that is known.
