@@ -34,11 +34,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
 	"overmount/coldplug"
@@ -250,110 +248,6 @@ func (b *Boot) signed(p place, c origin.Copy) string {
 	return fmt.Sprintf("serial %d", c.Claims.Serial)
 }
 
-// The pauses between two tries to get a manifest.
-const (
-	firstPause = 100 * time.Millisecond
-	maxPause   = 2 * time.Second
-)
-
-// obtain gets a manifest: from its place, as long as that may still become
-// possible and wait is not over; else the one that was kept; else the image's own.
-func (b *Boot) obtain(ctx context.Context, p place, wait time.Duration) (origin.Copy, error) {
-	within, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	pauses := &backoff.ExponentialBackOff{InitialInterval: firstPause, MaxInterval: maxPause, Multiplier: 2, RandomizationFactor: 0.5}
-	var last error
-	for {
-		c, err := b.fetch(within, p)
-		if err == nil {
-			return c, nil
-		}
-		final := errors.Is(err, origin.ErrRefused) || errors.Is(err, fs.ErrNotExist)
-		if within.Err() == nil {
-			if last == nil && !final {
-				b.log.Warn("manifest cannot be had yet", "kind", p.kind, "for", wait, "error", err)
-			}
-			last = err
-		}
-		if final {
-			break
-		}
-		select {
-		case <-time.After(pauses.NextBackOff()):
-			continue
-		case <-within.Done():
-		}
-		break
-	}
-	if ctx.Err() != nil {
-		return origin.Copy{}, ctx.Err()
-	}
-	if last == nil {
-		last = fmt.Errorf("manifest %s: no answer within %v", origin.Shown(p.manifest), wait)
-	}
-	return b.fallback(ctx, p, last)
-}
-
-// fetch asks for a manifest once. A disk that is full, or not writable yet, costs a
-// machine what it could have kept for the next boot, and not its drivers.
-func (b *Boot) fetch(ctx context.Context, p place) (origin.Copy, error) {
-	c, err := b.do.Fetch(ctx, p.manifest, b.c.Kept, b.trust[p.kind])
-	if !isOf(err, b.c.Kept) {
-		return c, err
-	}
-	c, again := b.do.Fetch(ctx, p.manifest, b.keptInRun(), b.notBefore(ctx, p))
-	if again == nil {
-		b.log.Warn("the manifest cannot be kept for the next boot", "kind", p.kind, "dir", b.c.Kept, "error", err)
-	}
-	return c, again
-}
-
-// keptInRun is where manifests go that cannot be kept for long.
-func (b *Boot) keptInRun() string { return filepath.Join(b.c.RunDir, "kept") }
-
-// isOf reports whether an error is that of a file in a directory, or of one above it.
-func isOf(err error, dir string) bool {
-	pe, ok := errors.AsType[*fs.PathError](err)
-	return ok && (strings.HasPrefix(pe.Path+"/", dir+"/") || strings.HasPrefix(dir, pe.Path+"/"))
-}
-
-// notBefore is the trust in what is not older than what was kept.
-func (b *Boot) notBefore(ctx context.Context, p place) origin.Trust {
-	t := b.trust[p.kind]
-	if name, err := origin.Name(p.manifest); err == nil {
-		if c, err := origin.Open(ctx, b.c.Kept, name, t); err == nil {
-			t.MinSerial = max(t.MinSerial, c.Claims.Serial)
-		}
-	}
-	return t
-}
-
-// Embedded is the state of a manifest that the image has brought.
-const Embedded origin.State = "embedded"
-
-// fallback looks for a manifest on this machine, after its place failed.
-func (b *Boot) fallback(ctx context.Context, p place, reason error) (origin.Copy, error) {
-	name, err := origin.Name(p.manifest)
-	if err != nil {
-		return origin.Copy{}, reason
-	}
-	for _, dir := range []string{b.keptInRun(), b.c.Kept, b.c.Embedded} {
-		c, err := origin.Open(ctx, dir, name, b.trust[p.kind])
-		if err == nil {
-			if dir == b.c.Embedded {
-				c.State = Embedded
-			}
-			b.log.Warn("using a manifest from this machine", "kind", p.kind, "file", c.Path, "serial", c.Claims.Serial, "reason", reason)
-			b.degrade()
-			return c, nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			reason = errors.Join(reason, err)
-		}
-	}
-	return origin.Copy{}, reason
-}
-
 // mountLimit is how long a mount may take.
 const mountLimit = 30 * time.Second
 
@@ -443,79 +337,6 @@ func (b *Boot) degrade() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.report.Degraded = true
-}
-
-// Background goes on trying to mount what Run could not, until all is there or
-// the context ends, in the root directory that PID 1 has by then. When something new is, devices without a driver are probed again,
-// and all are announced once more.
-// It calls changed, if that is not nil, when the report has changed, or its place.
-func (b *Boot) Background(ctx context.Context, changed func()) {
-	pauses := &backoff.ExponentialBackOff{InitialInterval: maxPause, MaxInterval: 30 * time.Second, Multiplier: 2, RandomizationFactor: 0.5}
-	for ctx.Err() == nil {
-		b.mu.Lock()
-		pending := b.pending
-		b.pending = nil
-		b.mu.Unlock()
-		if len(pending) == 0 {
-			return
-		}
-		select {
-		case <-time.After(pauses.NextBackOff()):
-		case <-ctx.Done():
-			return
-		}
-		news := b.followRoot()
-		if b.again(ctx, pending) {
-			b.missed, news = true, true
-			b.devices(ctx)
-		}
-		if news && changed != nil {
-			changed()
-		}
-	}
-}
-
-// followRoot has what comes now be mounted where everybody sees it, and the ready file
-// be found there, too, if /run was not moved along. It reports whether it went anywhere.
-func (b *Boot) followRoot() bool {
-	changed, err := b.do.FollowRoot()
-	if err != nil {
-		b.log.Warn("whether PID 1 has another root directory now cannot be told: what is mounted late may not be seen there", "error", err)
-	}
-	if !changed {
-		return false
-	}
-	b.log.Info("the root directory of PID 1 has changed; going there")
-	err = os.MkdirAll(b.c.RunDir, 0o755)
-	if err == nil {
-		err = b.SetReady()
-	}
-	if err != nil {
-		b.log.Error("the ready file could not be written", "error", err)
-	}
-	return true
-}
-
-// onceMore is how long a place that is tried again is waited for.
-const onceMore = 10 * time.Second
-
-// again tries places once more, and reports whether one of them is mounted now.
-// Tries that fail are not noted: there may be many.
-func (b *Boot) again(ctx context.Context, pending []place) (mounted bool) {
-	for _, p := range pending {
-		c, err := b.obtain(ctx, p, onceMore)
-		if err == nil {
-			err = b.step("mount "+p.kind, func() (string, error) { return p.dir + ", after all", b.mount(ctx, p, c) })
-		}
-		if err == nil {
-			mounted = true
-			continue
-		}
-		b.mu.Lock()
-		b.pending = append(b.pending, p)
-		b.mu.Unlock()
-	}
-	return mounted
 }
 
 // Mounted returns how many places are mounted, and how many wait for it.

@@ -1,0 +1,233 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"overmount/boot"
+	"overmount/coldplug"
+	"overmount/depmod"
+	"overmount/firmware"
+	"overmount/kmod"
+	"overmount/manifest"
+	"overmount/origin"
+)
+
+// packWait is how long the drivers may wait for the boot pack. It comes in one
+// piece, and what they ask for meanwhile would come twice.
+const packWait = 3 * time.Second
+
+// prefetch begins to fetch what this machine will ask for.
+func (m *machine) prefetch(ctx context.Context) (string, error) {
+	if m.config.Prefetch == "pack" {
+		if n := m.packs(ctx); n > 0 {
+			return fmt.Sprintf("%d blocks of boot packs", n), nil
+		}
+	}
+	k := m.mounted(boot.Modules)
+	switch {
+	case k == nil:
+		return "no modules", nil
+	case m.config.Prefetch == "pack" && !m.byUdev():
+		// Our own coldplug asks for many modules at a time: a second plan beside
+		// its own gained nothing over any line.
+		return "no boot pack", nil
+	}
+	plan, err := m.plan(ctx, k)
+	if err != nil {
+		return "", err
+	}
+	var modules, files []string
+	for _, x := range plan.Modules {
+		modules = append(modules, x.Path)
+	}
+	for _, x := range plan.Firmware {
+		files = append(files, x.Path)
+	}
+	k.inBackground(ctx, modules)
+	if fw := m.mounted(boot.Firmware); fw != nil {
+		fw.inBackground(ctx, files)
+	}
+	return fmt.Sprintf("%d modules, %d bytes, and %d firmware files, %d bytes", len(modules), plan.ModuleBytes(), len(files), plan.FirmwareBytes()), nil
+}
+
+func (k *bootMount) inBackground(ctx context.Context, files []string) {
+	go func() {
+		r, err := k.fetcher.Files(context.WithoutCancel(ctx), files)
+		k.log.Info("prefetched", "files", r.Files, "bytes", r.Bytes, "missing", r.Missing, "failed", r.Failed, "error", err)
+	}()
+}
+
+// packs takes the boot packs of both mounts, and returns how many blocks they had
+// when they were in, or when the wait for them was over.
+func (m *machine) packs(ctx context.Context) int {
+	var blocks [2]int
+	var done sync.WaitGroup
+	for i, kind := range []string{boot.Modules, boot.Firmware} {
+		if k := m.mounted(kind); k != nil && origin.IsURL(k.url) {
+			done.Go(func() {
+				blocks[i] = m.pack(ctx, kind, k)
+			})
+		}
+	}
+	all := make(chan struct{})
+	go func() {
+		defer close(all)
+		done.Wait()
+	}()
+	select {
+	case <-all:
+		return blocks[0] + blocks[1]
+	case <-time.After(packWait):
+		return 1 // they are on their way
+	case <-ctx.Done():
+		return 0
+	}
+}
+
+// pack takes the boot pack of a mount, and returns how many blocks it had.
+func (m *machine) pack(ctx context.Context, kind string, k *bootMount) int {
+	m.mu.Lock()
+	early := m.early[kind]
+	delete(m.early, kind)
+	m.mu.Unlock()
+	if early == nil || early.failed() {
+		f := warmFlags{pack: "auto", class: m.class}
+		return f.unpack(ctx, m.copyTo, k.url, k.tree.Manifest().Tag(manifest.TagKver), k.fetcher, m.log)
+	}
+	blocks, err := k.fetcher.Pack(ctx, early.spool)
+	file, fetchErr := early.end()
+	switch {
+	case err == nil:
+		m.log.Info("the boot pack is in", "pack", shown(file), "blocks", blocks)
+	case errors.Is(fetchErr, fs.ErrNotExist):
+		m.log.Debug("there is no boot pack", "pack", shown(file))
+	default:
+		m.log.Warn("the boot pack is of no further use", "pack", shown(file), "blocks", blocks, "err", err)
+	}
+	return blocks
+}
+
+// plan says what this machine's devices will ask for. It reads nothing from the
+// mounts.
+func (m *machine) plan(ctx context.Context, k *bootMount) (*coldplug.Plan, error) {
+	tree, err := kmod.OpenTree(k.tree.FS(ctx))
+	if err != nil {
+		return nil, err
+	}
+	var o coldplug.Options
+	if fw := m.mounted(boot.Firmware); fw != nil {
+		o.Firmware = firmware.New(fw.tree.FS(ctx), m.config.Kver)
+	}
+	d := driverLoading{log: m.log}
+	p, machine, err := d.planner(tree, coldplug.FromManifest(k.tree.Manifest()), o)
+	if err != nil {
+		return nil, err
+	}
+	return p.Plan(machine.Devices), nil
+}
+
+// drivers is what loading modules needs. Indexes are read from the manifest, not
+// through the mount; without one, the image may have modules of its own.
+func (m *machine) drivers(ctx context.Context) *driverLoading {
+	d := &driverLoading{dir: m.config.ModulesDir, fsys: os.DirFS(m.config.ModulesDir), parallel: 16, log: m.log}
+	if k := m.mounted(boot.Modules); k != nil && !m.indexed {
+		d.fsys = k.tree.FS(ctx)
+	}
+	return d
+}
+
+// depmod makes the indexes of the modules anew, where they are mounted. That is an
+// overlay: a file of the mount itself, which this process serves, must not be given to
+// Go's poller.
+func (m *machine) depmod(ctx context.Context) (string, error) {
+	dir := os.DirFS(m.config.ModulesDir)
+	config, err := depmod.ReadConfig("/")
+	if err != nil {
+		return "", err
+	}
+	for _, p := range config.Problems {
+		m.log.Warn("configuration of depmod", "problem", p)
+	}
+	r, err := depmod.Build(ctx, dir, &depmod.Options{Config: config, Kver: m.config.Kver, Layout: depmod.LayoutOf(dir)})
+	if err != nil {
+		return "", err
+	}
+	for _, w := range r.Warnings {
+		m.log.Warn("depmod", "warning", w)
+	}
+	if err := r.Write(m.config.ModulesDir); err != nil {
+		return "", err
+	}
+	m.indexed = true
+	return fmt.Sprintf("%d modules", len(r.Modules)), nil
+}
+
+// byUdev reports whether udev loads the drivers.
+func (m *machine) byUdev() bool {
+	return m.config.Coldplug == "udev" || m.config.Coldplug == "auto" && boot.HasUdev()
+}
+
+func (m *machine) coldplug(ctx context.Context) (boot.Coldplugged, error) {
+	if m.byUdev() {
+		note, err := boot.Udev(ctx, m.config.SettleTimeout)
+		return boot.Coldplugged{Note: note}, err
+	}
+	m.unfollow()
+	d := m.drivers(ctx)
+	r, err := d.coldplug(ctx, m.config.SettleTimeout)
+	if err != nil {
+		return boot.Coldplugged{}, err
+	}
+	m.follow(ctx, d, r)
+	if len(r.waiting) > 0 {
+		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
+	}
+	return boot.Coldplugged{Note: r.String(), Drivers: r.drivers()}, err
+}
+
+// follow has modules loaded for devices that appear later, until unfollow.
+func (m *machine) follow(ctx context.Context, d *driverLoading, r *coldplugResult) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.follow(ctx, r)
+	}()
+	m.unfollow = func() {
+		cancel()
+		<-done
+	}
+}
+
+func (m *machine) load(ctx context.Context, names []string) error {
+	return m.drivers(ctx).load(ctx, names)
+}
+
+// record writes what was read, if that is wanted.
+func (m *machine) record() {
+	if m.config.Record == "" {
+		return
+	}
+	for _, kind := range []string{boot.Modules, boot.Firmware} {
+		k := m.mounted(kind)
+		if k == nil {
+			continue
+		}
+		f := warmFlags{record: filepath.Join(m.config.Record, kind+".record"), class: m.class}
+		err := os.MkdirAll(m.config.Record, 0o755)
+		if err == nil {
+			err = f.writeRecord(k.fetcher)
+		}
+		if err != nil {
+			m.log.Error("the record could not be written", "kind", kind, "error", err)
+		}
+	}
+}
