@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
+	"os/signal"
 	"slices"
 	"strings"
 	"sync"
@@ -247,10 +249,19 @@ func ends(cmd *exec.Cmd) error {
 	}
 }
 
+// heedHangups has what this test starts heed SIGHUP, also if the test was started by
+// nohup: that a signal is ignored is inherited, that it is handled is not.
+func heedHangups(t *testing.T) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, unix.SIGHUP)
+	t.Cleanup(func() { signal.Stop(c) })
+}
+
 // A reader that waits can be killed, through the page cache, past it, and in a
 // page fault; and nothing of it keeps the mount from going away.
 func TestKilledReader(t *testing.T) {
-	for _, signal := range []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGHUP} { // dd handles SIGINT
+	heedHangups(t)
+	for _, sig := range []unix.Signal{unix.SIGKILL, unix.SIGTERM, unix.SIGHUP} { // dd handles SIGINT
 		for name, command := range map[string]func(file string) *exec.Cmd{
 			"cached": func(file string) *exec.Cmd { return exec.Command("cat", file) },
 			"direct": func(file string) *exec.Cmd {
@@ -258,19 +269,19 @@ func TestKilledReader(t *testing.T) {
 			},
 			"mapped": func(file string) *exec.Cmd { return helper(context.Background(), "mmap", file) },
 		} {
-			t.Run(fmt.Sprintf("%s/%v", name, signal), func(t *testing.T) {
-				if name == "mapped" && signal != unix.SIGKILL {
+			t.Run(fmt.Sprintf("%s/%v", name, sig), func(t *testing.T) {
+				if name == "mapped" && sig != unix.SIGKILL {
 					t.Skip("the helper is a Go program, which handles the others")
 				}
 				m := mountTree(t, Options{}, bigFile())
 				cmd := command(m.path("d/big.ko"))
 				m.hang(t, cmd)
-				if err := cmd.Process.Signal(signal); err != nil {
+				if err := cmd.Process.Signal(sig); err != nil {
 					t.Fatal(err)
 				}
 				var exit *exec.ExitError
-				if err := ends(cmd); !errors.As(err, &exit) || exit.Sys().(interface{ Signal() unix.Signal }).Signal() != signal {
-					t.Errorf("the reader ended with %v, want death by %v", err, signal)
+				if err := ends(cmd); !errors.As(err, &exit) || exit.Sys().(interface{ Signal() unix.Signal }).Signal() != sig {
+					t.Errorf("the reader ended with %v, want death by %v", err, sig)
 				}
 				m.end(t) // while the read ahead still waits
 			})
