@@ -384,18 +384,23 @@ func TestNothingCanBeKept(t *testing.T) {
 	}
 }
 
+// awayFor is a server that is away for a time.
+func awayFor(d time.Duration) func(place string) (origin.Copy, error) {
+	start := time.Now()
+	return func(place string) (origin.Copy, error) {
+		if time.Since(start) < d {
+			return origin.Copy{}, errors.New("connection refused")
+		}
+		return origin.Copy{Path: place, State: origin.Fetched}, nil
+	}
+}
+
 // Without any manifest the machine still boots, and what comes later is mounted
 // later, with the devices announced again.
 func TestServerComesLate(t *testing.T) {
 	c := config(t)
 	synctest.Test(t, func(t *testing.T) {
-		m, start := &machine{}, time.Now()
-		m.fetch = func(place string) (origin.Copy, error) {
-			if time.Since(start) < 10*time.Minute {
-				return origin.Copy{}, errors.New("connection refused")
-			}
-			return origin.Copy{Path: place, State: origin.Fetched}, nil
-		}
+		m, start := &machine{fetch: awayFor(10 * time.Minute)}, time.Now()
 		b := newBoot(t, c, m)
 		if err := b.Run(t.Context()); err != nil {
 			t.Fatal(err)
@@ -424,13 +429,7 @@ func TestServerComesLate(t *testing.T) {
 func TestFollowsTheRoot(t *testing.T) {
 	c := config(t)
 	synctest.Test(t, func(t *testing.T) {
-		m, start := &machine{}, time.Now()
-		m.fetch = func(place string) (origin.Copy, error) {
-			if time.Since(start) < 10*time.Minute {
-				return origin.Copy{}, errors.New("connection refused")
-			}
-			return origin.Copy{Path: place, State: origin.Fetched}, nil
-		}
+		m := &machine{fetch: awayFor(10 * time.Minute)}
 		m.root = func() bool {
 			if m.count("follow") != 3 {
 				return false
