@@ -64,15 +64,15 @@ func closures(modules []*Module) error {
 	seen := make([]int, len(modules)) // 1 + rank of the module that saw it last
 	for _, m := range modules {
 		var all []*Module
-		for todo := slices.Clone(m.Depends); len(todo) > 0; {
-			d := todo[len(todo)-1]
-			todo = todo[:len(todo)-1]
+		for stack := slices.Clone(m.Depends); len(stack) > 0; {
+			d := stack[len(stack)-1]
+			stack = stack[:len(stack)-1]
 			if seen[d.rank] == m.rank+1 {
 				continue
 			}
 			seen[d.rank] = m.rank + 1
 			all = append(all, d)
-			todo = append(todo, d.Depends...)
+			stack = append(stack, d.Depends...)
 		}
 		slices.SortFunc(all, func(a, b *Module) int { return cmp.Compare(numbers[a.rank], numbers[b.rank]) })
 		m.Closure = all
@@ -148,8 +148,8 @@ func core(modules []*Module) map[*Module]bool {
 // through those that are in; nil if there is none.
 func shortest(from, to *Module, in map[*Module]bool) []*Module {
 	before := map[*Module]*Module{from: nil}
-	for todo := []*Module{from}; len(todo) > 0; todo = todo[1:] {
-		if todo[0] == to {
+	for queue := []*Module{from}; len(queue) > 0; queue = queue[1:] {
+		if queue[0] == to {
 			var way []*Module
 			for m := to; m != nil; m = before[m] {
 				way = append(way, m)
@@ -157,10 +157,10 @@ func shortest(from, to *Module, in map[*Module]bool) []*Module {
 			slices.Reverse(way)
 			return way
 		}
-		for _, d := range todo[0].Depends {
+		for _, d := range queue[0].Depends {
 			if _, seen := before[d]; !seen && in[d] {
-				before[d] = todo[0]
-				todo = append(todo, d)
+				before[d] = queue[0]
+				queue = append(queue, d)
 			}
 		}
 	}

@@ -113,18 +113,7 @@ func TestFetchCompressedAndSigned(t *testing.T) {
 	data := flist(t, tags)
 	s.put("m.fl.zst", small(t, data))
 	s.put("m.fl.minisig", key.sign(data, 5))
-	for _, step := range []struct {
-		state origin.State
-		asked string
-	}{{origin.Fetched, "m.fl.minisig 200, m.fl.zst 200"}, {origin.Unchanged, "m.fl.minisig 200"}} {
-		c, err := f.Fetch(t.Context(), s.URL+"/m.fl.zst", dir, key.trust())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if asked := s.requests(); c.State != step.state || asked != step.asked || c.Claims.Serial != 5 {
-			t.Errorf("Fetch: %s, serial %d, requests %q, want %s, 5, %q", c.State, c.Claims.Serial, asked, step.state, step.asked)
-		}
-	}
+	fetchTwice(t, s, f, "m.fl.zst", dir, key)
 	// A copy of another manifest is refused, and what was kept stays.
 	newer := flist(t, map[string]string{manifest.TagKind: "modules", manifest.TagKver: "6.1.0", "more": "yes"})
 	s.put("m.fl.minisig", key.sign(newer, 6))

@@ -203,16 +203,15 @@ func (s signer) trust() origin.Trust {
 	return origin.Trust{Key: &key, Kind: "modules", Kver: "6.1.0"}
 }
 
-func TestSignatureSaysWhetherThereIsAnother(t *testing.T) {
-	s, f, dir, key := newSite(t), fetcher(t), t.TempDir(), newSigner(t)
-	data := flist(t, tags)
-	s.put("m.fl", data)
-	s.put("m.fl.minisig", key.sign(data, 5))
+// fetchTwice fetches what has a signature of serial 5, which the second time says that
+// nothing has changed.
+func fetchTwice(t *testing.T, s *site, f *origin.Fetcher, name, dir string, key signer) {
+	t.Helper()
 	for _, step := range []struct {
 		state origin.State
 		asked string
-	}{{origin.Fetched, "m.fl.minisig 200, m.fl 200"}, {origin.Unchanged, "m.fl.minisig 200"}} {
-		c, err := f.Fetch(t.Context(), s.URL+"/m.fl", dir, key.trust())
+	}{{origin.Fetched, "m.fl.minisig 200, " + name + " 200"}, {origin.Unchanged, "m.fl.minisig 200"}} {
+		c, err := f.Fetch(t.Context(), s.URL+"/"+name, dir, key.trust())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -220,6 +219,14 @@ func TestSignatureSaysWhetherThereIsAnother(t *testing.T) {
 			t.Errorf("Fetch: %s, serial %d, requests %q, want %s, 5, %q", c.State, c.Claims.Serial, asked, step.state, step.asked)
 		}
 	}
+}
+
+func TestSignatureSaysWhetherThereIsAnother(t *testing.T) {
+	s, f, dir, key := newSite(t), fetcher(t), t.TempDir(), newSigner(t)
+	data := flist(t, tags)
+	s.put("m.fl", data)
+	s.put("m.fl.minisig", key.sign(data, 5))
+	fetchTwice(t, s, f, "m.fl", dir, key)
 	c, err := origin.Open(t.Context(), dir, "m.fl", key.trust())
 	if err != nil || c.State != origin.Kept || c.Claims.Serial != 5 {
 		t.Errorf("Open = %+v, %v, want what was kept", c, err)
