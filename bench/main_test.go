@@ -8,6 +8,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"overmount/internal/testenv"
 )
 
 // clientEnv makes the test binary a client of a mount; see client_test.go. A
@@ -128,9 +130,7 @@ func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond)
 func program(b *testing.B) string {
 	b.Helper()
 	path := filepath.Join(b.TempDir(), "overmount")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", path, "overmount/cmd/overmount")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	run(b, cmd)
+	testenv.Build(b, path, "", "overmount/cmd/overmount")
 	return path
 }
 

@@ -25,12 +25,7 @@ func build(t *testing.T) (full, boot string) {
 	t.Helper()
 	testenv.Tool(t, "go")
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w -X main.version=v1.2.3", "-o", dir,
-		"overmount/cmd/overmount", "overmount/cmd/overmount-boot")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	testenv.Build(t, dir, "-s -w -X main.version=v1.2.3", "overmount/cmd/overmount", "overmount/cmd/overmount-boot")
 	return filepath.Join(dir, "overmount"), filepath.Join(dir, "overmount-boot")
 }
 

@@ -36,6 +36,7 @@ type loader string
 const (
 	udev    loader = "udev"    // and kmod; the test starts "overmount boot"
 	own     loader = "own"     // overmount; the image's own /init starts it
+	handed  loader = "handed"  // udev; the image's own /init starts it, and "overmount boot", and hands over
 	systemd loader = "systemd" // with its udev; our unit starts "overmount boot"
 )
 
@@ -64,7 +65,10 @@ func (l *lab) guest(t *testing.T, who loader) string {
 	switch who {
 	case udev:
 		args = append(args, "--udev", "--include", script+":/etc/overmount/start", "--include", script+":/sbin/init")
-	case own:
+	case own, handed:
+		if who == handed {
+			args = append(args, "--udev")
+		}
 		// It has no other way in before "overmount boot" than that of the network.
 		args = append(args, "--config", filepath.Join(dir, "boot.toml"), "--include", script+":/sbin/init",
 			"--include", script+":/usr/share/udhcpc/default.script", "--include", "../../initramfs/udhcpc.sh:/usr/share/udhcpc/plain.script")
@@ -135,7 +139,7 @@ func (l *lab) start(t *testing.T, who loader, do string, limit time.Duration) *v
 		// The others have it in a file.
 		words = append(words, "overmount.modules="+l.url()+"/modules-{kver}.fl", "overmount.firmware="+l.url()+"/firmware.fl", "overmount.pubkey="+pubkey,
 			"overmount.prefetch=none", "overmount.cache=/var/cache/overmount")
-	case own:
+	case own, handed:
 		words = append(words, "overmount.base="+l.url())
 	case systemd:
 		words = append(words, "rdinit=/sbin/init")
@@ -165,6 +169,7 @@ func (l *lab) check(t *testing.T, who loader, m *vm.VM) *check {
 func TestBoot(t *testing.T) {
 	l := newLab(t)
 	t.Run("whole", func(t *testing.T) { l.with(t, l.whole, []loader{udev, own}) })
+	t.Run("image", func(t *testing.T) { l.with(t, l.image, []loader{handed}) })
 	t.Run("service", func(t *testing.T) { l.with(t, l.service, []loader{systemd}) })
 	t.Run("alone", func(t *testing.T) { l.with(t, l.alone, []loader{systemd}, udev, own) })
 	t.Run("outage", func(t *testing.T) { l.with(t, l.outage, []loader{udev}, own) })
@@ -190,6 +195,16 @@ func (l *lab) whole(t *testing.T, who loader) {
 	c.spoiled("igc")
 	c.switched("ixgbe")
 	c.plan()
+}
+
+// image: its own /init starts udevd, and has ended it when it hands over.
+func (l *lab) image(t *testing.T, who loader) {
+	c := l.check(t, who, l.start(t, who, "lab.do=booted,bound,handed overmount.prefetch=none", 0))
+	c.booted()
+	c.mounts()
+	if got := c.r.One("handed"); got != "1 0" {
+		t.Errorf("the process and how many of udevd are left: %q, want \"1 0\"", got)
+	}
 }
 
 // farAway has a line of 80 ms, which is cut for five seconds while a module is on
@@ -333,7 +348,10 @@ func (c *check) booted() {
 		}
 		c.t.Logf("step %s took %.2f s: %s", s.Name, s.Took.Seconds(), s.Note)
 	}
-	by := map[loader]string{udev: "by udev", systemd: "by udev", own: " 0 failed, 0 waiting"}[c.who]
+	by := "by udev"
+	if c.who == own {
+		by = " 0 failed, 0 waiting"
+	}
 	if len(r.Mounts) != 2 || !strings.Contains(notes["coldplug"], by) {
 		c.t.Errorf("the boot has %d mounts, and its coldplug says %q, want 2, and %q", len(r.Mounts), notes["coldplug"], by)
 	}

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -14,9 +13,7 @@ import (
 	"time"
 
 	"overmount/block"
-	// The program is built, not linked: with this, go test knows that a result is
-	// old when the program has changed.
-	_ "overmount/internal/cli"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/pack"
 	"overmount/signature"
@@ -285,10 +282,6 @@ func (h *host) files(m *manifest.Manifest) map[string]int {
 func overmount(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", dir, "overmount/cmd/overmount", "overmount/cmd/overmount-boot")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build overmount: %v\n%s", err, out)
-	}
+	testenv.Build(t, dir, "-s -w", "overmount/cmd/overmount", "overmount/cmd/overmount-boot")
 	return filepath.Join(dir, "overmount")
 }

@@ -153,6 +153,9 @@ main_phase() {
 	mark main
 }
 
+# handed_phase is what the image's /init has left.
+handed_phase() { say "handed $$ $(ps | grep -c '[u]devd')"; }
+
 # alone_phase comes after a boot without a server, which the host brings back then.
 alone_phase() {
 	say "alone $(overmount report --json)"
