@@ -50,6 +50,7 @@
 //	         internal/cpio        archives that the kernel unpacks
 //	         internal/decompress  gzip, xz, zstd and others of strangers, as streams
 //	         internal/flight      work that those who want it share
+//	         internal/linequeue   a log that holds up nobody who writes it
 //	         internal/mounts      what is mounted where
 //	         internal/notify      telling the service manager
 //	         internal/overlay     an overlayfs over a mount

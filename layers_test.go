@@ -26,7 +26,7 @@ var floors = map[string]int{
 	"apk": 1, "deb": 1, "deb/debtest": 1,
 
 	"block": 0, "kmod": 0, "archive": 0, "internal/atomicfile": 0, "internal/flight": 0,
-	"internal/cpio": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/refetch": 0, "internal/testenv": 0,
+	"internal/cpio": 0, "internal/linequeue": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/refetch": 0, "internal/testenv": 0,
 	"internal/decompress": 0, "apk/apktest": 0, "archive/archivetest": 0,
 
 	"internal/opendir": -1, "internal/xz": -1,

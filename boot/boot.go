@@ -12,7 +12,8 @@
 //	depmod    only if the configuration says so
 //	prefetch  in the background
 //	rebind    what was loaded without what is mounted now tries its devices again
-//	coldplug  udevadm control --reload, trigger, settle; or our own
+//	coldplug  udevadm control --reload, trigger, settle; or our own; then rebind once
+//	          more, for those whose drivers were at it while the mount appeared
 //	load      modules that are wanted in any case
 //
 // No step that fails keeps the next from being tried: a machine with half of its
@@ -80,6 +81,9 @@ type Actions struct {
 	// Rebind has the kernel look again for drivers of devices that have none though
 	// a loaded module is for them, and says what came of each.
 	Rebind func(ctx context.Context) ([]Rebound, error)
+	// RebindLost does it for the devices that had a driver when Rebind began, or that
+	// one was trying, and have none now.
+	RebindLost func(ctx context.Context) ([]Rebound, error)
 	// Files returns the files of all mounts that were opened, or fetched ahead.
 	Files func() []File
 	// FollowRoot goes to the root directory of PID 1, and reports whether that was
@@ -294,10 +298,14 @@ func (b *Boot) devices(ctx context.Context) {
 		b.try("prefetch", func() (string, error) { return b.do.Prefetch(ctx) })
 	}
 	if b.c.Coldplug != none {
-		if b.missed && len(b.mounted) > 0 {
+		late := b.missed && len(b.mounted) > 0
+		if late {
 			b.try("rebind", func() (string, error) { return b.rebind(ctx) })
 		}
 		b.try("coldplug", func() (string, error) { return b.coldplug(ctx) })
+		if late {
+			b.try("rebind lost", func() (string, error) { return b.rebindLost(ctx) })
+		}
 	}
 	if len(b.c.Load) > 0 {
 		b.try("load", func() (string, error) { return fmt.Sprint(b.c.Load), b.do.Load(ctx, b.c.Load) })

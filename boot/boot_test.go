@@ -37,6 +37,7 @@ type machine struct {
 	fetch func(place string) (origin.Copy, error)
 	fail  map[string]error // by what is done
 	files []File
+	lost  []Rebound   // what is probed again after coldplug
 	root  func() bool // whether PID 1 has another one
 }
 
@@ -86,6 +87,9 @@ func (m *machine) actions() Actions {
 		Load:   func(_ context.Context, names []string) error { return m.note("load " + strings.Join(names, " ")) },
 		Rebind: func(context.Context) ([]Rebound, error) {
 			return []Rebound{{Device: "pci 0a.0", Driver: "wifi"}, {Device: "pci 0b.0"}}, m.note("rebind")
+		},
+		RebindLost: func(context.Context) ([]Rebound, error) {
+			return m.lost, m.note("rebind lost")
 		},
 		Files: func() []File { return m.files },
 		FollowRoot: func() (bool, error) {

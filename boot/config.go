@@ -155,7 +155,15 @@ func (c *Config) Set(name, text string) error {
 			return s.set(text)
 		}
 	}
-	return fmt.Errorf("there is no setting %.40q: \"overmount boot --help\" has all", name)
+	return fmt.Errorf("there is no setting %.40q%s", name, hint(name, Settings()))
+}
+
+// hint says what may have been meant by a name that is none of those that there are.
+func hint(name string, names []string) string {
+	if n := near(name, names); n != "" {
+		return ", did you mean " + n + "?"
+	}
+	return ": \"overmount boot --help\" has all"
 }
 
 func (s setting) set(text string) (err error) {
@@ -246,10 +254,18 @@ func asText(value any) (string, error) {
 	return "", errors.New("want a text, a number, a list, true or false")
 }
 
+// envPrefix begins the names of settings in the environment.
+const envPrefix = "OVERMOUNT_"
+
+// variable is the name of a setting in the environment.
+func variable(name string) string {
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
 // ReadEnv takes settings from the environment.
 func (c *Config) ReadEnv(getenv func(string) string) error {
 	for _, s := range c.settings() {
-		name := "OVERMOUNT_" + strings.ToUpper(strings.ReplaceAll(s.name, "-", "_"))
+		name := variable(s.name)
 		if text := getenv(name); text != "" {
 			if err := s.set(text); err != nil {
 				return fmt.Errorf("%s: %w", name, err)
@@ -257,6 +273,29 @@ func (c *Config) ReadEnv(getenv func(string) string) error {
 		}
 	}
 	return nil
+}
+
+// UnknownEnv returns an error that names the variables of an environment, as NAME=VALUE,
+// that look like settings and are none. Others are the names of those that are for
+// something else; one that ends with _ stands for all that begin with it.
+func UnknownEnv(environ []string, others ...string) error {
+	known := slices.Clone(others)
+	for _, name := range Settings() {
+		known = append(known, variable(name))
+	}
+	var errs []error
+	for _, v := range environ {
+		name, text, _ := strings.Cut(v, "=")
+		if strings.HasPrefix(name, envPrefix) && text != "" && !slices.ContainsFunc(known, func(k string) bool { return stands(k, name) }) {
+			errs = append(errs, fmt.Errorf("environment, %.40s: there is no such variable%s", name, hint(name, known)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// stands reports whether what is known stands for a name.
+func stands(known, name string) bool {
+	return known == name || strings.HasSuffix(known, "_") && strings.HasPrefix(name, known)
 }
 
 // ReadCommandLine takes settings from a kernel command line. A wrong one is in the

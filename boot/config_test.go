@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,11 +106,43 @@ func TestBadSettings(t *testing.T) {
 // A wrong word on the command line keeps no other from being taken.
 func TestBadCommandLine(t *testing.T) {
 	c := Default()
-	err := c.ReadCommandLine("overmount.nonsense=1 overmount.base=https://web.example overmount.network-wait=soon")
-	if err == nil || !strings.Contains(err.Error(), "nonsense") || !strings.Contains(err.Error(), "network-wait") {
+	err := c.ReadCommandLine("overmount.nonsense=1 overmount.bsae=1 overmount.base=https://web.example overmount.network-wait=soon")
+	if err == nil || !strings.Contains(err.Error(), "nonsense") || !strings.Contains(err.Error(), "mean base?") || !strings.Contains(err.Error(), "network-wait") {
 		t.Errorf("ReadCommandLine: %v, want both named", err)
 	}
 	if c.Base != "https://web.example" {
 		t.Errorf("base = %q", c.Base)
+	}
+}
+
+// A misspelled variable would be as good as none, and nobody would know.
+func TestUnknownEnv(t *testing.T) {
+	environ := []string{
+		"OVERMOUNT_BASE=x", "OVERMOUNT_MODULES_DIR=x", "OVERMOUNT_AUTH=secret", "OVERMOUNT_TEST_KERNEL=x", "PATH=/bin", "MY_OVERMOUNT_X=x", "OVERMOUNT_EMPTY=",
+		"OVERMOUNT_BSAE=secret", "OVERMOUNT_MODULE_DIR=x", "OVERMOUNT_AUTHFILE=x", "OVERMOUNT_base=x", "OVERMOUNT_COLOUR=x",
+	}
+	others := []string{"OVERMOUNT_AUTH", "OVERMOUNT_AUTH_FILE", "OVERMOUNT_TEST_"}
+	want := `environment, OVERMOUNT_BSAE: there is no such variable, did you mean OVERMOUNT_BASE?
+environment, OVERMOUNT_MODULE_DIR: there is no such variable, did you mean OVERMOUNT_MODULES_DIR?
+environment, OVERMOUNT_AUTHFILE: there is no such variable, did you mean OVERMOUNT_AUTH_FILE?
+environment, OVERMOUNT_base: there is no such variable: "overmount boot --help" has all
+environment, OVERMOUNT_COLOUR: there is no such variable: "overmount boot --help" has all`
+	if diff := cmp.Diff(want, fmt.Sprint(UnknownEnv(environ, others...))); diff != "" {
+		t.Errorf("UnknownEnv (-want +got):\n%s", diff)
+	}
+	if err := UnknownEnv(environ[:7], others...); err != nil {
+		t.Errorf("UnknownEnv of what is known: %v", err)
+	}
+}
+
+func TestNear(t *testing.T) {
+	names := []string{"base", "kver", "modules", "modules-dir"}
+	for name, want := range map[string]string{
+		"bsae": "base", "bas": "base", "basse": "base", "module": "modules", "modulesdir": "modules-dir", "modules-dri": "modules-dir",
+		"firmware": "", "": "", "coldplug": "", "kv": "kver", "base": "base",
+	} {
+		if got := near(name, names); got != want {
+			t.Errorf("near(%q) = %q, want %q", name, got, want)
+		}
 	}
 }

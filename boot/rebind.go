@@ -31,13 +31,29 @@ func bootedBefore(runDir string) bool {
 // coldplug, which then sees to the devices that appear by it; so all modules that are
 // loaded now are those that may have missed something.
 func (b *Boot) rebind(ctx context.Context) (string, error) {
+	again, err := b.probe(ctx, b.do.Rebind)
+	return ReboundLine(again), err
+}
+
+// rebindLost does it once more after coldplug, for drivers that had asked before the
+// mount was there, and gave up only after rebind had looked.
+func (b *Boot) rebindLost(ctx context.Context) (string, error) {
+	again, err := b.probe(ctx, b.do.RebindLost)
+	if len(again) == 0 {
+		return "no device has lost its driver since", err
+	}
+	return ReboundLine(again), err
+}
+
+// probe has devices probed again, and reports them.
+func (b *Boot) probe(ctx context.Context, do func(context.Context) ([]Rebound, error)) ([]Rebound, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.c.SettleTimeout)
 	defer cancel()
-	again, err := b.do.Rebind(ctx)
+	again, err := do(ctx)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.report.Rebound = append(b.report.Rebound, again...)
-	return ReboundLine(again), err
+	return again, err
 }
 
 // ReboundLine says in a line what came of probing devices again.

@@ -55,6 +55,21 @@ func FindUnbound(sysfs fs.FS, modules func(modalias string) []string) ([]Unbound
 	return all, nil
 }
 
+// FindHeld returns the paths of the devices below sysfs that have a driver, as of
+// Unbound. The link driver, by which it tells them, is there while a driver tries, too.
+func FindHeld(sysfs fs.FS) map[string]bool {
+	links, _ := fs.Glob(sysfs, "bus/*/devices/*") // what cannot be read has none
+	held := map[string]bool{}
+	for _, link := range links {
+		target, err := fs.ReadLink(sysfs, link)
+		device := path.Join(path.Dir(link), target)
+		if err == nil && Driver(sysfs, coldplug.Device{Path: device}) != "" {
+			held[device] = true
+		}
+	}
+	return held
+}
+
 // search is what FindUnbound knows.
 type search struct {
 	sysfs   fs.FS

@@ -154,6 +154,40 @@ func TestFindUnbound(t *testing.T) {
 	}
 }
 
+// A driver that is at it while the list is made has its device, and gives up after. What
+// it held tells who has to be tried once more.
+func TestFindHeld(t *testing.T) {
+	b := newBoard(t)
+	b.module("wifi", "pci", "wifi_pci")
+	for _, slot := range []string{"0a.0", "0b.0", "0c.0"} {
+		b.device("pci", "pci0/"+slot, "wifi:"+slot)
+	}
+	b.bind("pci", "pci0/0b.0", "wifi_pci")
+	b.bind("pci", "pci0/0c.0", "wifi_pci")
+	held := FindHeld(os.DirFS(b.dir))
+	if diff := cmp.Diff(map[string]bool{"devices/pci0/0b.0": true, "devices/pci0/0c.0": true}, held); diff != "" {
+		t.Errorf("FindHeld (-want +got):\n%s", diff)
+	}
+	if first := b.unbound(); len(first) != 1 || held[first[0].Path] {
+		t.Errorf("first without a driver: %v, want the one that is not held", first)
+	}
+	if err := os.Remove(filepath.Join(b.dir, "devices/pci0/0b.0/driver")); err != nil {
+		t.Fatal(err)
+	}
+	var lost []string
+	for _, u := range b.unbound() {
+		if held[u.Path] {
+			lost = append(lost, u.Name)
+		}
+	}
+	if !slices.Equal(lost, []string{"0b.0"}) {
+		t.Errorf("lost since: %q, want 0b.0", lost)
+	}
+	if held := FindHeld(os.DirFS(filepath.Join(b.dir, "nosuch"))); len(held) != 0 {
+		t.Errorf("FindHeld without /sys = %v", held)
+	}
+}
+
 // The machine that this is about: two cards whose firmware was not there.
 func TestRebind(t *testing.T) {
 	b := newBoard(t)

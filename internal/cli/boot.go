@@ -15,10 +15,17 @@ import (
 	"overmount/boot"
 	"overmount/internal/notify"
 	"overmount/origin"
+	"overmount/store/httpstore"
 )
 
 // bootConfig is where the configuration is if nobody says otherwise.
 const bootConfig = "/etc/overmount.toml"
+
+// Names of variables for other things than a boot begin so.
+const (
+	ofTests      = "OVERMOUNT_TEST_"
+	ofBenchmarks = "OVERMOUNT_BENCH_"
+)
 
 type bootFlags struct {
 	config     string
@@ -58,8 +65,10 @@ Settings are in FILE (TOML), in the environment (OVERMOUNT_NAME) and on the kern
 command line (overmount.name=value), where the later ones count. Upper case and _
 stand for lower case and - in the environment; lists have commas there and on the
 command line. {kver} stands for the version of the kernel. With a setting in FILE
-that does not exist, or a wrong value there or in the environment, nothing is done;
-one on the command line, which nobody can mend by then, is left out and reported.
+that does not exist, or a wrong value there or in the environment, nothing is done.
+What is wrong on the command line, which nobody can mend by then, and a variable that
+does not exist are left out and reported: step settings, with the name that may have
+been meant.
 
   base             URL or directory with modules-{kver}.fl and firmware.fl
   modules          manifest, by URL or path, or none (default from base). NAME.fl.zst,
@@ -105,8 +114,8 @@ one on the command line, which nobody can mend by then, is left out and reported
 	return cmd
 }
 
-// bootSettings reads the configuration. A wrong word on the kernel command line is
-// wrong, and no more: nobody can mend it now.
+// bootSettings reads the configuration. A wrong word on the kernel command line, or a
+// variable that does not exist, is wrong, and no more: nobody can mend it now.
 func (a *app) bootSettings(f *bootFlags) (c *boot.Config, wrong, err error) {
 	c = boot.Default()
 	file := f.config
@@ -125,7 +134,8 @@ func (a *app) bootSettings(f *bootFlags) (c *boot.Config, wrong, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("kernel command line: %w", err)
 	}
-	return c, c.ReadCommandLine(string(line)), nil
+	unknown := boot.UnknownEnv(os.Environ(), httpstore.AuthEnv, httpstore.AuthFileEnv, readyFD, ofTests, ofBenchmarks)
+	return c, errors.Join(unknown, c.ReadCommandLine(string(line))), nil
 }
 
 func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
@@ -150,7 +160,7 @@ func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
 		}
 		h.caller = func() error { return a.detachBooted(pipe) }
 	}
-	outliveReaders()
+	a.outliveReaders()
 	f.initrd.outliveRoot()
 	log, err := a.bootLog(cmd, config)
 	if err != nil {
@@ -196,7 +206,7 @@ func (a *app) bootLog(cmd *cobra.Command, c *boot.Config) (*slog.Logger, error) 
 	if err != nil {
 		return nil, err
 	}
-	return a.logger(cmd, io.MultiWriter(file, a.Stderr))
+	return a.lastingLogger(cmd, io.MultiWriter(a.queued(file), a.Stderr))
 }
 
 // originOptions are those for fetching manifests. A server that wants credentials

@@ -26,7 +26,8 @@ type machine struct {
 	class   string // before drivers have found more devices
 	// unfollow ends the loading for devices that appear.
 	unfollow func()
-	indexed  bool // the modules' indexes are not those of the manifest any more
+	indexed  bool            // the modules' indexes are not those of the manifest any more
+	held     map[string]bool // the devices that had a driver when rebind began, by path
 
 	mu     sync.Mutex
 	mounts map[string]*bootMount // by kind
@@ -46,7 +47,7 @@ func (m *machine) run(ctx context.Context, h *herald) (err error) {
 	defer func() { err = errors.Join(err, root.Close()) }()
 	b, err := boot.New(m.config, boot.Actions{
 		Fetch: m.fetch, ClearDead: fusefs.ClearDead, Mount: m.mount,
-		Depmod: m.depmod, Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, Files: m.files, FollowRoot: root.Follow,
+		Depmod: m.depmod, Prefetch: m.prefetch, Coldplug: m.coldplug, Load: m.load, Rebind: m.rebind, RebindLost: m.rebindLost, Files: m.files, FollowRoot: root.Follow,
 	}, m.log)
 	if err != nil {
 		return err

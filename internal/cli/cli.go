@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"overmount/internal/linequeue"
 )
 
 // Exit codes.
@@ -51,8 +53,9 @@ type app struct {
 	logLevel string
 	json     bool
 	stores   storeFlags
-	readers  map[string]opener // by scheme
-	forBoot  bool              // it is the program for machines that boot
+	readers  map[string]opener  // by scheme
+	forBoot  bool               // it is the program for machines that boot
+	queues   []*linequeue.Queue // before those who read what it says
 }
 
 // run runs the command that the arguments say, and returns the exit code.
@@ -60,6 +63,7 @@ func (a *app) run(ctx context.Context, root *cobra.Command) int {
 	root.SetArgs(a.Args)
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
+	defer a.letSpeak()
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return exitDone

@@ -89,7 +89,7 @@ func (a *app) coldplug(cmd *cobra.Command, f *coldplugFlags) error {
 	if f.rebind {
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.settle)
 		defer cancel()
-		devices, err := d.rebind(ctx, "/sys")
+		devices, err := d.rebind(ctx, "/sys", nil)
 		if err != nil {
 			return fmt.Errorf("probe devices again: %w", err)
 		}

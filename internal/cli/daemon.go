@@ -139,6 +139,7 @@ func stopDaemon(child *exec.Cmd) error {
 // detach tells the parent that the mount is there, and lets go of what keeps a
 // terminal or a directory busy.
 func (a *app) detach(pipe *os.File) error {
+	a.letSpeak()
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}

@@ -6,11 +6,9 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"overmount/internal/atomicfile"
 	"overmount/internal/notify"
@@ -44,11 +42,6 @@ func (h *herald) begin() error {
 	}
 	return os.MkdirAll(filepath.Dir(h.file), 0o755)
 }
-
-// outliveReaders has the program go on when whoever reads its stderr has gone: the
-// runtime of Go would end it with SIGPIPE, and with it the mounts. The signal is not
-// ignored, which programs that this one starts would inherit.
-func outliveReaders() { signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE) }
 
 // ready says that the mount is there. That the service manager does not listen
 // is no reason to take it away again.

@@ -74,12 +74,12 @@ func hear(t *testing.T, c *net.UnixConn) string {
 	return string(data[:n])
 }
 
-// Of a boot the service manager hears when all steps were done, how that went, and
-// when the mounts go.
-func TestServiceManagerOfBoot(t *testing.T) {
+// firmwareBoot is the configuration of a boot that mounts firmware at dir/target.
+func firmwareBoot(t *testing.T) (dir, config string) {
+	t.Helper()
 	testenv.FUSE(t)
-	dir := t.TempDir()
-	manifest, config, socket := filepath.Join(dir, "firmware.fl"), filepath.Join(dir, "boot.toml"), filepath.Join(dir, "notify")
+	dir = t.TempDir()
+	manifest, config := filepath.Join(dir, "firmware.fl"), filepath.Join(dir, "boot.toml")
 	if err := os.Mkdir(filepath.Join(dir, "src"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +89,14 @@ func TestServiceManagerOfBoot(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	return dir, config
+}
+
+// Of a boot the service manager hears when all steps were done, how that went, and
+// when the mounts go.
+func TestServiceManagerOfBoot(t *testing.T) {
+	dir, config := firmwareBoot(t)
+	socket := filepath.Join(dir, "notify")
 	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"overmount/boot"
 	"overmount/fusefs"
@@ -42,7 +43,9 @@ It serves the mount until SIGINT or SIGTERM, or until someone unmounts it. With
 fails, it says why, and nothing is left mounted or running.
 
 A read that no store can answer fails with EIO after --timeout, never with
-"no such file". The reason is in the log.
+"no such file". The reason is in the log. Who does not read the log keeps nobody from
+reading files: lines are dropped when too many wait, and the next one that gets through
+says how many.
 
 With --pubkey it mounts only what that key has signed (see "overmount sign"): the
 signature is FILE.minisig, beside FILE or under its URL. What was checked is what
@@ -133,7 +136,7 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 		}
 		f.herald.caller = func() error { return a.detach(pipe) }
 	}
-	outliveReaders()
+	a.outliveReaders()
 	f.initrd.outliveRoot()
 	log, err := a.mountLog(cmd, f.logFile)
 	if err != nil {
@@ -145,13 +148,16 @@ func (a *app) mount(cmd *cobra.Command, f *mountFlags, target string) error {
 // mountLog is the log of a mount, which lives as long as the program.
 func (a *app) mountLog(cmd *cobra.Command, file string) (*slog.Logger, error) {
 	if file == "" {
-		return a.logger(cmd, a.Stderr)
+		return a.lastingLogger(cmd, a.Stderr)
 	}
-	w, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	w, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NONBLOCK, 0o640)
+	if errors.Is(err, unix.ENXIO) {
+		return nil, fmt.Errorf("%w: it is a named pipe that nobody reads", err)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return a.logger(cmd, w)
+	return a.lastingLogger(cmd, a.queued(w))
 }
 
 // serve mounts, says that it is ready, and serves until the context or the mount

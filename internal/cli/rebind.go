@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"overmount/boot"
@@ -14,10 +15,18 @@ import (
 
 // rebind probes devices again that have no driver though a loaded module is for them.
 func (m *machine) rebind(ctx context.Context) ([]boot.Rebound, error) {
-	return m.drivers(ctx).rebind(ctx, "/sys")
+	m.held = modload.FindHeld(os.DirFS("/sys"))
+	return m.drivers(ctx).rebind(ctx, "/sys", nil)
 }
 
-func (d *driverLoading) rebind(ctx context.Context, sys string) ([]boot.Rebound, error) {
+// rebindLost does the same for those that had a driver when rebind began.
+func (m *machine) rebindLost(ctx context.Context) ([]boot.Rebound, error) {
+	return m.drivers(ctx).rebind(ctx, "/sys", m.held)
+}
+
+// rebind probes again what has given up, but nothing that is not among some devices, by
+// path; nil stands for all.
+func (d *driverLoading) rebind(ctx context.Context, sys string, among map[string]bool) ([]boot.Rebound, error) {
 	tree, err := kmod.OpenTree(d.fsys)
 	if err != nil {
 		return nil, err
@@ -31,6 +40,9 @@ func (d *driverLoading) rebind(ctx context.Context, sys string) ([]boot.Rebound,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if among != nil {
+		devices = slices.DeleteFunc(devices, func(u modload.Unbound) bool { return !among[u.Path] })
 	}
 	var all []boot.Rebound
 	for _, r := range modload.Rebind(ctx, os.DirFS(sys), devices, modload.Sysfs(sys)) {

@@ -59,15 +59,18 @@ func TestRebind(t *testing.T) {
 	}
 	dir := modulesDir(t)
 	d := driverLoading{dir: dir, fsys: os.DirFS(dir), log: slog.New(slog.DiscardHandler)}
-	devices, err := d.rebind(t.Context(), sys)
+	devices, err := d.rebind(t.Context(), sys, nil)
 	if err != nil || len(devices) != 1 || devices[0].Device != "pci 0a.0" || devices[0].Modules[0] != "wifi" || devices[0].Driver != "" || devices[0].Error != "" {
 		t.Errorf("rebind = %+v, %v, want the one device of wifi", devices, err)
 	}
 	if got, err := os.ReadFile(filepath.Join(sys, "bus/pci/drivers_probe")); err != nil || string(got) != "0a.0" {
 		t.Errorf("drivers_probe has %q, %v, want 0a.0", got, err)
 	}
+	if devices, err := d.rebind(t.Context(), sys, map[string]bool{"devices/pci0/0b.0": true}); err != nil || len(devices) != 0 {
+		t.Errorf("rebind among others = %+v, %v, want none", devices, err)
+	}
 	d.fsys = os.DirFS(sys)
-	if _, err := d.rebind(t.Context(), sys); err == nil {
+	if _, err := d.rebind(t.Context(), sys, nil); err == nil {
 		t.Error("rebind without indexes: no error")
 	}
 }
