@@ -517,12 +517,16 @@ func TestKill(t *testing.T) {
 	old := map[bool]int{}
 	for _, size := range []int64{-1, 0, 1, 16 << 10, 128 << 10} {
 		removeTemps(t, work)
+		there, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
 		killed(t, helper(t, "pack", dir, objects, path, "-1"), func(synced func()) {
 			if size < 0 {
 				synced()
 				return
 			}
-			awaitTemp(t, path, size)
+			awaitTemp(t, path, there, size)
 		})
 		after, err := os.ReadFile(path)
 		if err != nil {
@@ -574,13 +578,9 @@ func removeTemps(t *testing.T, dir string) {
 }
 
 // awaitTemp returns when a temporary file of more than size bytes is beside the
-// manifest at path, or another manifest has taken its place: on a busy machine
+// manifest at path, or another manifest than before is there: on a busy machine
 // the writer may be faster than the one who looks.
-func awaitTemp(t *testing.T, path string, size int64) {
-	before, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+func awaitTemp(t *testing.T, path string, before os.FileInfo, size int64) {
 	for ctx := soon(t); ; {
 		if ctx.Err() != nil {
 			t.Fatal("no manifest was being written within a minute")

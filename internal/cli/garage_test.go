@@ -54,7 +54,7 @@ func startGarage(t *testing.T) *garage {
 	t.Helper()
 	g := &garage{program: testenv.Garage(t)}
 	dir := t.TempDir()
-	rpc, s3, web := freeAddress(t), freeAddress(t), freeAddress(t)
+	rpc, s3, web := testenv.Address(t), testenv.Address(t), testenv.Address(t)
 	_, port, err := net.SplitHostPort(web)
 	if err != nil {
 		t.Fatal(err)
@@ -109,16 +109,6 @@ func field(t *testing.T, table, name string) string {
 	}
 	t.Fatalf("there is no %q in %q", name, table)
 	return ""
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // kernelPart copies some modules of a real kernel, for what need not be large.

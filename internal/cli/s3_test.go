@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io/fs"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,12 +20,7 @@ import (
 func startS3(t *testing.T, key, secret string) (host, files string, stop func()) {
 	t.Helper()
 	program := testenv.Program(t, "OVERMOUNT_TEST_VERSITYGW", "scripts/versitygw builds one")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host = l.Addr().String()
-	l.Close()
+	host = testenv.Address(t)
 	dir := t.TempDir()
 	files = filepath.Join(dir, "files/flists")
 	for _, d := range []string{files, filepath.Join(dir, "attributes")} {

@@ -8,17 +8,18 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/store"
 	"overmount/store/s3store"
 	"overmount/store/storetest"
@@ -550,8 +551,9 @@ func answer(status int, code, message string, header ...string) storetest.HTTPFa
 	}
 }
 
-// hasty are limits for tests that wait for them to pass.
-var hasty = s3store.Options{HeaderTimeout: 500 * time.Millisecond, RateWindow: 500 * time.Millisecond}
+// hasty are limits for tests that wait for them to pass. What is no fault keeps them
+// on a busy machine, too.
+var hasty = s3store.Options{HeaderTimeout: 2 * time.Second, RateWindow: 2 * time.Second}
 
 type operation struct {
 	name string
@@ -583,6 +585,17 @@ func operations() []operation {
 		}},
 		{"GetFile", func(ctx context.Context, s *s3store.Store) error { _, err := s.GetFile(ctx, "g", 10); return err }},
 	}
+}
+
+// atOnce does operations at the same time, and returns their errors in order.
+func atOnce(ctx context.Context, s *s3store.Store, ops []operation) []error {
+	errs := make([]error, len(ops))
+	var wg sync.WaitGroup
+	for i, op := range ops {
+		wg.Go(func() { errs[i] = op.do(ctx, s) })
+	}
+	wg.Wait()
+	return errs
 }
 
 // Every operation, under everything that a server or what stands for one may do:
@@ -622,22 +635,26 @@ func TestFaults(t *testing.T) {
 			_, bytes := object(0)
 			f.Put(key(store.Sharded, 0), bytes)
 			f.Put("g", []byte("abc"))
-			opts := hasty
+			opts, together := s3store.Options{}, 1
+			if name == "silence" {
+				opts, together = hasty, len(operations()) // they wait for the limit together
+			}
 			opts.Credentials = &s3store.Credentials{KeyID: keyID, Secret: secret, SessionToken: token}
 			s := open(t, f.URL, &opts)
-			for _, op := range operations() {
+			for ops := range slices.Chunk(operations(), together) {
 				f.Always(c.fault)
-				err := op.do(t.Context(), s)
+				errs := atOnce(t.Context(), s, ops)
 				f.Always(nil)
-				if err == nil {
-					if !strings.Contains(c.fine, op.name) {
+				again := atOnce(t.Context(), s, ops)
+				for i, op := range ops {
+					if errs[i] != nil {
+						checkFault(t, op.name, errs[i], c.kind, c.says)
+					} else if !strings.Contains(c.fine, op.name) {
 						t.Errorf("%s = nil, want an error", op.name)
 					}
-				} else {
-					checkFault(t, op.name, err, c.kind, c.says)
-				}
-				if again := op.do(t.Context(), s); again != nil {
-					t.Errorf("%s after the fault = %v", op.name, again)
+					if again[i] != nil {
+						t.Errorf("%s after the fault = %v", op.name, again[i])
+					}
 				}
 			}
 		})
@@ -684,15 +701,11 @@ func endlessError(w http.ResponseWriter, r *http.Request, _ block.ID, _ []byte) 
 
 // What no server answers is not definite.
 func TestNoServer(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	s := open(t, "s3://"+url.UserPassword(keyID, secret).String()+"@"+l.Addr().String()+"/b", nil)
+	host := testenv.Address(t)
+	s := open(t, "s3://"+url.UserPassword(keyID, secret).String()+"@"+host+"/b", nil)
 	for _, op := range operations() {
 		err := op.do(t.Context(), s)
-		if !store.Temporary(err) || !strings.Contains(err.Error(), "no answer from "+l.Addr().String()) || !strings.Contains(err.Error(), "refused") {
+		if !store.Temporary(err) || !strings.Contains(err.Error(), "no answer from "+host) || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("%s without a server = %v, want a temporary error that says so", op.name, err)
 		}
 		wantNoSecret(t, op.name, fmt.Sprint(err))
@@ -761,7 +774,7 @@ func TestPortalTakesNoUploads(t *testing.T) {
 func TestConnectionsAreKept(t *testing.T) {
 	f := newFake(t, fakeOptions{region: "us-east-1"})
 	s := open(t, f.with(keyID, secret), nil)
-	for i := range 3 {
+	for i := range 8 {
 		put(t, s, i)
 		wantObject(t, s, i)
 		if _, err := s.Get(t.Context(), mustID(9)); !errors.Is(err, store.ErrNotFound) {
@@ -773,7 +786,10 @@ func TestConnectionsAreKept(t *testing.T) {
 	}
 	s.Close()
 	f.server.Close()
-	if conns := f.conns.Load(); conns != 1 {
+	// On a busy machine net/http does not keep a connection if 50 ms after the answer
+	// it has not noticed yet that the request was sent.
+	const dropped = 2
+	if conns := f.conns.Load(); conns > 1+dropped {
 		t.Errorf("%d requests one after the other used %d connections, want 1", len(f.Requests()), conns)
 	}
 }

@@ -2,6 +2,7 @@ package s3store_test
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,27 +37,32 @@ func TestFaultsOnTheWay(t *testing.T) {
 				f.Put("g", []byte("abc"))
 				address := f.server.Listener.Addr().String()
 				p := storetest.NewProxy(t, address)
-				opts := &s3store.Options{
-					HeaderTimeout: 500 * time.Millisecond, RateWindow: 200 * time.Millisecond, MinRate: 4 << 10,
-					Credentials: &s3store.Credentials{KeyID: keyID, Secret: secret},
-				}
-				s := open(t, strings.Replace(f.URL, address, p.Addr, 1), opts)
-				for _, op := range operations() {
-					p.Set(c.fault)
-					start := time.Now()
-					err := op.do(t.Context(), s)
-					if took := time.Since(start); took > 10*time.Second {
-						t.Errorf("%s took %v", op.name, took)
-					}
+				opts := hasty
+				opts.MinRate = 4 << 10
+				opts.Credentials = &s3store.Credentials{KeyID: keyID, Secret: secret}
+				s := open(t, strings.Replace(f.URL, address, p.Addr, 1), &opts)
+				for _, err := range atOnce(t.Context(), s, slices.Repeat(operations()[:1], len(operations()))) { // for connections to begin with
 					if err != nil {
-						checkFault(t, op.name, err, "temporary", "")
+						t.Errorf("Get before the fault = %v", err)
 					}
-					if op.name == "Get" && (err == nil || !strings.Contains(err.Error(), c.says)) {
-						t.Errorf("Get = %v, want an error that says %q", err, c.says)
+				}
+				p.Set(c.fault)
+				start := time.Now()
+				errs := atOnce(t.Context(), s, operations())
+				if took := time.Since(start); took > 10*time.Second {
+					t.Errorf("the operations took %v", took)
+				}
+				p.Set(storetest.ProxyFault{})
+				again := atOnce(t.Context(), s, operations())
+				for i, op := range operations() {
+					if errs[i] != nil {
+						checkFault(t, op.name, errs[i], "temporary", "")
 					}
-					p.Set(storetest.ProxyFault{})
-					if again := op.do(t.Context(), s); again != nil {
-						t.Errorf("%s after the fault = %v", op.name, again)
+					if op.name == "Get" && (errs[i] == nil || !strings.Contains(errs[i].Error(), c.says)) {
+						t.Errorf("Get = %v, want an error that says %q", errs[i], c.says)
+					}
+					if again[i] != nil {
+						t.Errorf("%s after the fault = %v", op.name, again[i])
 					}
 				}
 			})
@@ -77,7 +83,7 @@ func TestStrangers(t *testing.T) {
 		// Two dots make it a name that no name server is asked for.
 		"s3://" + keyID + ":other@no..invalid:" + port + "/b": "no such host",
 	} {
-		s := open(t, text, &hasty)
+		s := open(t, text, nil)
 		for _, op := range operations() {
 			err := op.do(t.Context(), s)
 			if err == nil {

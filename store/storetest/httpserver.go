@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/store"
 )
 
@@ -63,10 +64,15 @@ type HTTPRequest struct {
 // It ends with the test.
 func NewHTTPServer(t testing.TB, layout store.Layout, src store.Reader, opts *HTTPOptions) *HTTPServer {
 	t.Helper()
-	s := &HTTPServer{t: t, addr: "127.0.0.1:0", sources: map[store.Layout]store.Reader{layout: src}}
+	s := &HTTPServer{t: t, addr: testenv.Address(t), sources: map[store.Layout]store.Reader{layout: src}}
 	if opts != nil {
 		s.opts = *opts
 	}
+	scheme := "http://"
+	if s.opts.TLS {
+		scheme = "https://"
+	}
+	s.URL = scheme + s.addr + s.opts.Base
 	if s.opts.Missing == nil {
 		s.opts.Missing = Status(http.StatusNotFound)
 	}
@@ -104,9 +110,6 @@ func (s *HTTPServer) Start() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.URL == "" {
-		s.addr, s.URL = l.Addr().String(), server.URL+s.opts.Base
-	}
 	s.server, s.stopping = server, make(chan struct{})
 }
 

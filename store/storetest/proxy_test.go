@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -131,6 +132,12 @@ func TestProxySwallows(t *testing.T) {
 	during := dial(t, p)
 	silent(t, before)
 	silent(t, during)
+	// A busy machine may not have come to swallow anything yet.
+	for end := time.Now().Add(10 * time.Second); p.Dead() < 2; runtime.Gosched() {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are dead, want 2", p.Dead())
+		}
+	}
 	p.Set(storetest.ProxyFault{})
 	silent(t, before)
 	silent(t, during)

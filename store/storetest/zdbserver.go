@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 )
 
 // ZDBOptions are the options of [NewZDBServer]. Nil and zero mean the defaults.
@@ -30,9 +31,9 @@ type ZDBOptions struct {
 type ZDBServer struct {
 	URL string // zdb://host:port, or zdb:///path/of/socket
 
-	t    testing.TB
-	opts ZDBOptions
-	addr string
+	t             testing.TB
+	opts          ZDBOptions
+	network, addr string
 
 	mu         sync.Mutex
 	namespaces map[string]*zdbNamespace
@@ -90,13 +91,20 @@ func NewZDBServer(t testing.TB, opts *ZDBOptions) *ZDBServer {
 	t.Helper()
 	s := &ZDBServer{
 		t:          t,
-		addr:       "127.0.0.1:0",
 		namespaces: map[string]*zdbNamespace{"default": newZDBNamespace("default")},
 		faults:     map[string]ZDBFault{},
 	}
 	if opts != nil {
 		s.opts = *opts
 	}
+	u := url.URL{Scheme: "zdb"}
+	if s.opts.Socket != "" {
+		s.network, s.addr, u.Path = "unix", s.opts.Socket, s.opts.Socket
+	} else {
+		s.network, s.addr = "tcp", testenv.Address(t)
+		u.Host = s.addr
+	}
+	s.URL = u.String()
 	s.Start()
 	t.Cleanup(s.Stop)
 	return s
@@ -105,22 +113,12 @@ func NewZDBServer(t testing.TB, opts *ZDBOptions) *ZDBServer {
 // Start starts a stopped server again, at the same address and with what it holds.
 func (s *ZDBServer) Start() {
 	s.t.Helper()
-	network, address, u := "tcp", s.addr, url.URL{Scheme: "zdb"}
-	if s.opts.Socket != "" {
-		network, address = "unix", s.opts.Socket
-	}
-	l, err := net.Listen(network, address)
+	l, err := net.Listen(s.network, s.addr)
 	if err != nil {
 		s.t.Fatalf("start the fake 0-db: %v", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.addr = l.Addr().String(); network == "unix" {
-		u.Path = s.addr
-	} else {
-		u.Host = s.addr
-	}
-	s.URL = u.String()
 	s.listener, s.open, s.stopping = l, map[net.Conn]bool{}, make(chan struct{})
 	s.sessions.Go(func() { s.accept(l) })
 }
