@@ -21,6 +21,7 @@
 //	         initramfs         the image that a machine starts from
 //	         prefetch          content of a mount, fetched before it is asked for
 //	floor 2  tree              manifest + store = files, without a kernel
+//	         tree/treetest     small trees, packed for tests
 //	         bootpack          what a boot read, in one piece for the next one
 //	         cache             a bounded, verified cache on disk before a store
 //	         gc                objects that no manifest names
@@ -30,6 +31,7 @@
 //	         store/httpstore   a store behind HTTP
 //	         internal/webdir   files below a URL
 //	         store/s3store     a store in an S3 bucket
+//	         store/zdbstore    a store in a 0-db
 //	         store/storetest   the tests of every store, and servers that fail
 //	floor 1  manifest          the .fl file: create, open, edit
 //	         store             interfaces, directory, memory, wrappers
@@ -58,10 +60,9 @@
 //	         internal/refetch  a file over a line, and again if that fails
 //	         internal/testenv     what tests need of the machine
 //	cellar   internal/xz       a decoder of xz and lzma
-//	         internal/opendir  open directories of trees that the kernel has not
+//	         internal/pathfs   trees of files that are in no file system of the kernel
 //
 // bench measures several of them against plain tools, test/vm boots virtual
 // machines, and contrib has the files for init systems. docs/format.md defines the
-// format, docs/decisions.md gives the
-// reasons.
+// format, docs/decisions.md gives the reasons.
 package overmount

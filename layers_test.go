@@ -3,10 +3,15 @@ package overmount
 import (
 	"go/build"
 	"io/fs"
+	"maps"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // floors is the map of the house: a package imports only what lies on lower
@@ -17,7 +22,7 @@ var floors = map[string]int{
 
 	"internal/cli": 4,
 
-	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "modload": 3, "initramfs": 3, "prefetch": 3, "gateway": 3,
+	"pack": 3, "verify": 3, "fusefs": 3, "boot": 3, "modload": 3, "initramfs": 3, "prefetch": 3,
 
 	"tree": 2, "tree/treetest": 2, "bootpack": 2, "cache": 2, "coldplug": 2, "gc": 2, "origin": 2, "sysroot": 2, "internal/webdir": 2,
 	"store/httpstore": 2, "store/s3store": 2, "store/zdbstore": 2, "store/storetest": 2,
@@ -29,7 +34,7 @@ var floors = map[string]int{
 	"internal/cpio": 0, "internal/linequeue": 0, "internal/mounts": 0, "internal/notify": 0, "internal/overlay": 0, "internal/pulse": 0, "internal/refetch": 0, "internal/testenv": 0,
 	"internal/decompress": 0, "apk/apktest": 0, "archive/archivetest": 0,
 
-	"internal/opendir": -1, "internal/xz": -1,
+	"internal/pathfs": -1, "internal/xz": -1,
 
 	"bench": roof, "contrib": roof, "test/vm": roof, ".": roof,
 }
@@ -42,7 +47,13 @@ const roof = 6
 var forTests = []string{"store/storetest", "tree/treetest", "kmod/kmodtest", "apk/apktest", "archive/archivetest", "deb/debtest", "internal/testenv"}
 
 func TestLayers(t *testing.T) {
-	for _, dir := range packages(t) {
+	all := packages(t)
+	for name := range floors {
+		if !slices.Contains(all, name) {
+			t.Errorf("there is no package %s, which floors in layers_test.go has", name)
+		}
+	}
+	for _, dir := range all {
 		floor, ok := floors[dir]
 		if !ok {
 			t.Errorf("package %s is on no floor: add it to floors in layers_test.go, and to doc.go", dir)
@@ -67,6 +78,36 @@ func TestLayers(t *testing.T) {
 				t.Errorf("the tests of %s (floor %d) import %s (floor %d): want no higher floor", dir, floor, name, below)
 			}
 		}
+	}
+}
+
+// The map in doc.go is the same.
+func TestDoc(t *testing.T) {
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, floor := map[string]int{}, 0
+	for line := range strings.Lines(string(text)) {
+		line, ok := strings.CutPrefix(line, "//\t")
+		if !ok {
+			continue
+		}
+		words := strings.Fields(line)
+		if words[0] == "floor" {
+			if floor, err = strconv.Atoi(words[1]); err != nil {
+				t.Fatalf("doc.go: %q: %v", line, err)
+			}
+			words = words[2:]
+		} else if words[0] == "cellar" {
+			floor, words = -1, words[1:]
+		}
+		said[words[0]] = floor
+	}
+	want := maps.Clone(floors)
+	maps.DeleteFunc(want, func(_ string, floor int) bool { return floor == roof })
+	if diff := cmp.Diff(want, said); diff != "" {
+		t.Errorf("the floors in layers_test.go and in doc.go differ (-layers_test.go +doc.go):\n%s", diff)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"overmount/internal/opendir"
+	"overmount/internal/pathfs"
 )
 
 // A Conflict is a path at which two packages have different things.
@@ -149,30 +149,21 @@ func (s *Spool) sameContent(a, b *content) (bool, error) {
 	return true, nil
 }
 
-// A Tree is the files of some packages. Its Open, Stat and ReadDir follow symlinks
-// inside the tree, also those with an absolute target, as in a chroot; Lstat,
-// ReadLink, Xattrs and Owner follow none in the last name. FileInfo.Sys gives a *syscall.Stat_t.
+// A Tree is the files of some packages, as an fs.ReadDirFS, fs.StatFS and
+// fs.ReadLinkFS. Its Open, Stat and ReadDir follow symlinks inside the tree, also
+// those with an absolute target, as in a chroot; Lstat, ReadLink, Xattrs and Owner
+// follow none in the last name. An open file is also an io.ReaderAt and an
+// io.Seeker. FileInfo.Sys gives a *syscall.Stat_t.
 // Concurrent use is safe. It can be read until its Spool is closed.
-type Tree struct {
-	spool *Spool
-	nodes map[string]*node
-	lists map[string][]fs.DirEntry // of directories, by name
-}
+type Tree struct{ *pathfs.FS[info] }
 
-var (
-	_ fs.ReadDirFS  = (*Tree)(nil)
-	_ fs.StatFS     = (*Tree)(nil)
-	_ fs.ReadLinkFS = (*Tree)(nil)
-)
-
-// newTree numbers the files in the order of their paths, and lists the
-// directories.
+// newTree numbers the files in the order of their paths.
 func newTree(s *Spool, nodes map[string]*node) *Tree {
-	t := &Tree{spool: s, nodes: make(map[string]*node, len(nodes)), lists: map[string][]fs.DirEntry{}}
+	numbered := make(map[string]info, len(nodes))
 	first, count := map[*content]*node{}, map[*content]uint64{}
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		n := *nodes[name]
-		n.ino = uint64(len(t.nodes) + 1)
+		n.ino = uint64(len(numbered) + 1)
 		if n.data != nil {
 			if f := first[n.data]; f != nil {
 				n.ino = f.ino
@@ -181,13 +172,10 @@ func newTree(s *Spool, nodes map[string]*node) *Tree {
 			}
 			count[n.data]++
 		}
-		t.nodes[name] = &n
-		if name != "." {
-			dir := path.Dir(name)
-			t.lists[dir] = append(t.lists[dir], fs.FileInfoToDirEntry(info{&n}))
-		}
+		numbered[name] = info{&n}
 	}
-	for _, n := range t.nodes {
+	for _, i := range numbered {
+		n := i.n
 		n.nlink = 1
 		if n.data != nil {
 			n.nlink = count[n.data]
@@ -195,134 +183,40 @@ func newTree(s *Spool, nodes map[string]*node) *Tree {
 			n.nlink = 2
 		}
 	}
-	return t
+	return &Tree{pathfs.New(numbered, pathfs.Options[info]{Chroot: true, Open: s.open})}
+}
+
+func (s *Spool) open(i info) (fs.File, error) {
+	return &file{io.NewSectionReader(s.file, i.n.data.at, i.n.data.size), i}, nil
 }
 
 // Owner returns the package that a path is from; empty for directories that no
 // package names, and for paths that are not in the tree.
 func (t *Tree) Owner(name string) string {
-	if n := t.nodes[name]; n != nil && !n.implied {
-		return n.owner
+	i, err := t.Find("owner", name, false)
+	if err != nil || i.n.implied {
+		return ""
 	}
-	return ""
-}
-
-// maxLinks is how many symlinks a path may lead through, as in Linux.
-const maxLinks = 40
-
-// find returns the node at a path, with symlinks in it followed, those at its end
-// if follow is set. Absolute targets begin at the root of the tree, and ".." does
-// not lead above it.
-func (t *Tree) find(op, name string, follow bool) (*node, error) {
-	fail := func(err error) (*node, error) { return nil, &fs.PathError{Op: op, Path: name, Err: err} }
-	if !fs.ValidPath(name) {
-		return fail(fs.ErrInvalid)
-	}
-	links, at, rest := 0, ".", name
-	for rest != "" {
-		var part string
-		part, rest, _ = strings.Cut(rest, "/")
-		if !t.nodes[at].Mode.IsDir() {
-			return fail(syscall.ENOTDIR)
-		}
-		switch part {
-		case "", ".":
-			continue
-		case "..":
-			at = path.Dir(at)
-			continue
-		}
-		next := path.Join(at, part)
-		n := t.nodes[next]
-		if n == nil {
-			return fail(fs.ErrNotExist)
-		}
-		if n.Mode&fs.ModeSymlink == 0 || rest == "" && !follow {
-			at = next
-			continue
-		}
-		if links++; links > maxLinks {
-			return fail(syscall.ELOOP)
-		}
-		if path.IsAbs(n.Link) {
-			at = "."
-		}
-		// What the target ends in is a directory if more follows.
-		rest = strings.TrimSuffix(n.Link+"/"+rest, "/")
-	}
-	return t.nodes[at], nil
-}
-
-// Open opens a file or directory. A regular file is also an io.ReaderAt and an
-// io.Seeker.
-func (t *Tree) Open(name string) (fs.File, error) {
-	n, err := t.find("open", name, true)
-	if err != nil {
-		return nil, err
-	}
-	if n.Mode.IsDir() {
-		return opendir.New(n.Name, info{n}, t.lists[n.Name]), nil
-	}
-	return &file{SectionReader: io.NewSectionReader(t.spool.file, n.data.at, n.data.size), info: info{n}}, nil
-}
-
-// Stat implements fs.StatFS.
-func (t *Tree) Stat(name string) (fs.FileInfo, error) {
-	n, err := t.find("stat", name, true)
-	if err != nil {
-		return nil, err
-	}
-	return info{n}, nil
-}
-
-// Lstat implements fs.ReadLinkFS.
-func (t *Tree) Lstat(name string) (fs.FileInfo, error) {
-	n, err := t.find("lstat", name, false)
-	if err != nil {
-		return nil, err
-	}
-	return info{n}, nil
-}
-
-// ReadLink implements fs.ReadLinkFS.
-func (t *Tree) ReadLink(name string) (string, error) {
-	n, err := t.find("readlink", name, false)
-	if err != nil {
-		return "", err
-	}
-	if n.Mode&fs.ModeSymlink == 0 {
-		return "", &fs.PathError{Op: "readlink", Path: name, Err: fs.ErrInvalid}
-	}
-	return n.Link, nil
-}
-
-// ReadDir implements fs.ReadDirFS.
-func (t *Tree) ReadDir(name string) ([]fs.DirEntry, error) {
-	n, err := t.find("readdir", name, true)
-	if err != nil {
-		return nil, err
-	}
-	if !n.Mode.IsDir() {
-		return nil, &fs.PathError{Op: "readdir", Path: name, Err: syscall.ENOTDIR}
-	}
-	return slices.Clone(t.lists[n.Name]), nil
+	return i.n.owner
 }
 
 // Xattrs returns the extended attributes of a file, sorted by name.
 func (t *Tree) Xattrs(name string) ([]Xattr, error) {
-	n, err := t.find("listxattr", name, false)
+	i, err := t.Find("listxattr", name, false)
 	if err != nil {
 		return nil, err
 	}
-	return n.Xattrs, nil
+	return i.n.Xattrs, nil
 }
 
+// info is what a tree shows of a node.
 type info struct{ n *node }
 
 func (i info) Name() string       { return path.Base(i.n.Name) }
 func (i info) Mode() fs.FileMode  { return i.n.Mode }
 func (i info) ModTime() time.Time { return i.n.ModTime }
 func (i info) IsDir() bool        { return i.n.Mode.IsDir() }
+func (i info) Target() string     { return i.n.Link }
 
 // Size is that of the content, or of the target of a symlink, as in Linux.
 func (i info) Size() int64 {

@@ -84,14 +84,13 @@ func (s *farServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func makeFar() (*farServer, []block.ID) {
 	s := &farServer{objects: make(map[string][]byte)}
 	var ids []block.ID
-	var weights, sum float64
+	var weights float64
 	weight := func(i int) float64 { return 1 / (0.15 + float64(i)/farObjects) }
 	for i := range farObjects {
 		weights += weight(i)
 	}
 	for i := range farObjects {
 		id, object := storetest.Object(uint64(i), int(farBytes*weight(i)/weights))
-		sum += float64(len(object))
 		s.objects["/"+store.Sharded.Key(id)] = object
 		ids = append(ids, id)
 	}

@@ -236,7 +236,6 @@ type Reader struct {
 	z       *zstd.Decoder
 	members int
 	plain   int64
-	skipped int
 }
 
 // NewReader reads the beginning of a pack of m. It fails with [ErrCorrupt] for what
@@ -270,9 +269,6 @@ func NewReader(m *manifest.Manifest, r io.Reader) (*Reader, error) {
 // Close frees what the Reader holds. It does not close what it reads from.
 func (r *Reader) Close() { r.z.Close() }
 
-// Skipped returns how many blocks so far were of no use to the manifest.
-func (r *Reader) Skipped() int { return r.skipped }
-
 // Next returns the next block that the manifest has, as new memory, and its key.
 // After the last it returns io.EOF. An error that is [ErrCorrupt], or what reading
 // failed with, ends the pack; what came before it is right.
@@ -286,7 +282,6 @@ func (r *Reader) Next() (block.Key, []byte, error) {
 		if r.known[key] {
 			return key, plain, nil
 		}
-		r.skipped++
 	}
 }
 

@@ -53,17 +53,9 @@ func newMachine(t *testing.T, devices ...string) *machine {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range modules {
-		m, err := kmodtest.Parse(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		kmodtest.Write(t, dir, "kernel/"+name, m)
+		kmodtest.WriteText(t, dir, "kernel/"+name, text)
 	}
-	for _, name := range []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kmodtest.WriteOrder(t, dir)
 	r, err := depmod.Build(t.Context(), os.DirFS(dir), nil)
 	if err == nil {
 		err = r.Write(dir)

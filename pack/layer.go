@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"overmount/internal/opendir"
+	"overmount/internal/pathfs"
 	"overmount/manifest"
 )
 
@@ -60,7 +60,7 @@ func (l layered) Open(name string) (fs.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return opendir.New(name, info, list), nil
+	return pathfs.OpenDir(name, info, list), nil
 }
 
 func (l layered) Stat(name string) (fs.FileInfo, error) {

@@ -26,11 +26,7 @@ func newModules(t *testing.T, modules map[string]kmodtest.Module) string {
 	for name, m := range modules {
 		kmodtest.Write(t, dir, name, m)
 	}
-	for _, name := range []string{"modules.order", "modules.builtin", "modules.builtin.modinfo"} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kmodtest.WriteOrder(t, dir)
 	return dir
 }
 

@@ -16,9 +16,10 @@
 // missing. "minisign -S -t" with such a comment makes a signature that [Verify]
 // accepts; one without is not about a manifest, and is refused.
 //
-// The number needs no clock on the machine that checks it: [Pins] remember the
-// least serial that is still accepted of each kind and kernel version, so that
-// nobody can offer an old manifest with its old, right signature.
+// The number needs no clock on the machine that checks it: who remembers the last
+// one that was used of a kind and kernel version, and accepts none below it
+// ([Claims.CheckSerial]), cannot be offered an old manifest with its old, right
+// signature.
 //
 // A file may have several signatures, one behind the other: while a manifest is
 // being replaced, that of the new one and then that of the old one, so that at no

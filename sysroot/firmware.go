@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"overmount/internal/decompress"
+	"overmount/internal/pathfs"
 )
 
 // maxFirmware bounds the plain form of a compressed file, in bytes. The largest
@@ -60,8 +61,7 @@ func Firmware(ctx context.Context, src fs.FS, o *FirmwareOptions) (*FirmwareTree
 	if o == nil {
 		o = &FirmwareOptions{}
 	}
-	c := &collector{sys: system{src, "."}, keep: o.KeepCompressed, items: map[string]*item{}}
-	c.tree = &FirmwareTree{src: src, nodes: map[string]*node{}, lists: map[string][]fs.DirEntry{}}
+	c := &collector{sys: system{src, "."}, keep: o.KeepCompressed, items: map[string]*item{}, nodes: map[string]*node{}}
 	roots := c.sys.real("firmware")
 	if len(roots) == 0 {
 		if c.sys.isDir("usr") || c.sys.isDir("lib") {
@@ -78,7 +78,10 @@ func Firmware(ctx context.Context, src fs.FS, o *FirmwareOptions) (*FirmwareTree
 	if err := c.arrange(ctx); err != nil {
 		return nil, fmt.Errorf("firmware: %w", err)
 	}
-	return c.tree.finish(), nil
+	slices.SortStableFunc(c.findings, func(a, b Finding) int { return strings.Compare(a.Path, b.Path) })
+	t := &FirmwareTree{Findings: c.findings, src: src}
+	t.FS = pathfs.New(c.nodes, pathfs.Options[*node]{Open: t.open})
+	return t, nil
 }
 
 // An item is a file of the tree that was given, and what becomes of it.
@@ -98,11 +101,13 @@ type collector struct {
 	keep  bool
 	order []*item
 	items map[string]*item // by name
-	tree  *FirmwareTree
+
+	nodes    map[string]*node // by path in the result
+	findings []Finding
 }
 
 func (c *collector) found(it *item, format string, args ...any) {
-	c.tree.Findings = append(c.tree.Findings, Finding{c.given(it.name), fmt.Sprintf(format, args...)})
+	c.findings = append(c.findings, Finding{c.given(it.name), fmt.Sprintf(format, args...)})
 }
 
 // given returns the path of what is at a path of the system in the tree that was
@@ -302,13 +307,13 @@ func relative(dir, file string) string {
 
 // place puts an item at its path in the result, where another one may be.
 func (c *collector) place(it *item) error {
-	n := &node{item: it, path: it.to, size: it.info.Size()}
+	n := &node{it.info, it, it.info.Size()}
 	if it.target != "" {
 		n.size = int64(len(it.target))
 	}
-	was := c.tree.nodes[it.to]
+	was := c.nodes[it.to]
 	if was == nil {
-		c.tree.nodes[it.to] = n
+		c.nodes[it.to] = n
 		return nil
 	}
 	if it.info.IsDir() && was.info.IsDir() {
@@ -395,7 +400,7 @@ func equal(a, b io.Reader) (bool, error) {
 func (c *collector) measure(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
-	for _, n := range c.tree.nodes {
+	for _, n := range c.nodes {
 		if n.format == decompress.None {
 			continue
 		}

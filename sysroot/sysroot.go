@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"overmount/archive"
 	"overmount/manifest"
@@ -126,6 +127,16 @@ func (s system) either(name string) (string, fs.FileInfo, error) {
 	}
 	return "", nil, err
 }
+
+// dirInfo is a directory that is not there, but whose other name may be.
+type dirInfo string
+
+func (i dirInfo) Name() string     { return path.Base(string(i)) }
+func (dirInfo) Size() int64        { return 0 }
+func (dirInfo) Mode() fs.FileMode  { return fs.ModeDir | 0o755 }
+func (dirInfo) ModTime() time.Time { return time.Time{} }
+func (dirInfo) IsDir() bool        { return true }
+func (dirInfo) Sys() any           { return nil }
 
 func (s system) readLink(name string) (string, error) {
 	in, ok := s.inside(name)

@@ -1,7 +1,6 @@
 package sysroot_test
 
 import (
-	"bytes"
 	"io/fs"
 	"path"
 	"slices"
@@ -11,35 +10,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 
+	"overmount/kmod/kmodtest"
 	"overmount/sysroot"
 )
-
-func xzOf(tb testing.TB, plain string) []byte {
-	tb.Helper()
-	var b bytes.Buffer
-	w, err := xz.NewWriter(&b)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	w.Write([]byte(plain))
-	if err := w.Close(); err != nil {
-		tb.Fatal(err)
-	}
-	return b.Bytes()
-}
-
-func zstdOf(tb testing.TB, plain string) []byte {
-	tb.Helper()
-	w, err := zstd.NewWriter(nil, zstd.WithSingleSegment(true))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer w.Close()
-	return w.EncodeAll([]byte(plain), nil)
-}
 
 var when = time.Unix(1_600_000_000, 0)
 
@@ -60,9 +34,9 @@ func system(tb testing.TB, lines string) fstest.MapFS {
 		f.Data = []byte(content)
 		switch path.Ext(name) {
 		case ".xz":
-			f.Data = xzOf(tb, content)
+			f.Data = kmodtest.XZ(tb, []byte(content))
 		case ".zst":
-			f.Data = zstdOf(tb, content)
+			f.Data = kmodtest.Zstd(tb, []byte(content))
 		}
 		if link, target, ok := strings.Cut(line, " -> "); ok {
 			name, f.Data, f.Mode = link, []byte(target), fs.ModeSymlink|0o777
@@ -328,7 +302,7 @@ func TestFirmwareChanged(t *testing.T) {
 	if data, err := fs.ReadFile(tree, "y"); err == nil {
 		t.Errorf("y reads as %q, want an error", data)
 	}
-	src["lib/firmware/x.zst"].Data = zstdOf(t, "123456")
+	src["lib/firmware/x.zst"].Data = kmodtest.Zstd(t, []byte("123456"))
 	if data, err := fs.ReadFile(tree, "x"); err == nil || !strings.Contains(err.Error(), "not the length") {
 		t.Errorf("x reads as %q, %v, want an error about its length", data, err)
 	}

@@ -2,7 +2,6 @@ package tree
 
 import (
 	"context"
-	"errors"
 	"io"
 	"io/fs"
 	"path"
@@ -11,13 +10,12 @@ import (
 	"time"
 
 	"overmount/block"
+	"overmount/internal/pathfs"
 	"overmount/manifest"
 )
 
 // maxLinks is how many symlinks one name may lead over, as in Linux.
 const maxLinks = 40
-
-var errManyLinks = errors.New("too many levels of symbolic links")
 
 // FS returns the tree as a file system. Reads wait under ctx, which is why it
 // stands here and not in each call.
@@ -83,7 +81,7 @@ func (t *Tree) resolve(name string, follow bool) (manifest.Ino, error) {
 			continue
 		}
 		if links++; links > maxLinks {
-			return 0, errManyLinks
+			return 0, syscall.ELOOP
 		}
 		if path.IsAbs(target) {
 			return 0, fs.ErrNotExist
@@ -110,7 +108,7 @@ func (f treeFS) Open(name string) (fs.File, error) {
 	}
 	info := f.t.info(ino, path.Base(name))
 	if info.IsDir() {
-		return &dir{info: info, name: name, list: f.t.m.Children(ino), t: f.t}, nil
+		return pathfs.OpenDir(name, info, f.t.entries(f.t.m.Children(ino))), nil
 	}
 	return &file{info: info, name: name, ctx: f.ctx, t: f.t}, nil
 }
@@ -153,7 +151,7 @@ func (f treeFS) ReadDir(name string) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	if !f.t.m.Attr(ino).IsDir() {
-		return nil, &fs.PathError{Op: "readdir", Path: name, Err: errors.New("not a directory")}
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: syscall.ENOTDIR}
 	}
 	return f.t.entries(f.t.m.Children(ino)), nil
 }
@@ -167,7 +165,7 @@ func (f treeFS) ReadFile(name string) ([]byte, error) {
 	defer opened.Close()
 	file, ok := opened.(*file)
 	if !ok {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errIsDir}
+		return nil, &fs.PathError{Op: "read", Path: name, Err: syscall.EISDIR}
 	}
 	return file.all()
 }
@@ -212,35 +210,6 @@ func (i info) Sys() any {
 }
 
 func setNumbers[T uint32 | uint64 | int32 | int64](to *T, n uint32) { *to = T(n) }
-
-var errIsDir = errors.New("is a directory")
-
-// A dir is an open directory.
-type dir struct {
-	info
-	name string
-	t    *Tree
-	list []manifest.Ino // what ReadDir has not returned yet
-}
-
-func (d *dir) Stat() (fs.FileInfo, error) { return d.info, nil }
-func (d *dir) Close() error               { return nil }
-
-func (d *dir) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: d.name, Err: errIsDir}
-}
-
-func (d *dir) ReadDir(n int) ([]fs.DirEntry, error) {
-	if n <= 0 {
-		n = len(d.list)
-	} else if len(d.list) == 0 {
-		return nil, io.EOF
-	}
-	n = min(n, len(d.list))
-	list := d.t.entries(d.list[:n])
-	d.list = d.list[n:]
-	return list, nil
-}
 
 // A file is anything open but a directory. ReadAt is safe for concurrent use;
 // Read, Seek and Close are not.

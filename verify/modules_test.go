@@ -33,15 +33,11 @@ func newTree(t *testing.T, modules map[string]kmodtest.Module) string {
 	for name, m := range modules {
 		kmodtest.Write(t, dir, name, m)
 	}
-	var order strings.Builder
+	var order []string
 	for _, name := range slices.Sorted(maps.Keys(modules)) {
-		order.WriteString(strings.TrimSuffix(name, strings.TrimPrefix(kmod.Suffix(name), ".ko")) + "\n")
+		order = append(order, strings.TrimSuffix(name, strings.TrimPrefix(kmod.Suffix(name), ".ko")))
 	}
-	for name, text := range map[string]string{"modules.order": order.String(), "modules.builtin": "", "modules.builtin.modinfo": ""} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kmodtest.WriteOrder(t, dir, order...)
 	r, err := depmod.Build(t.Context(), os.DirFS(dir), nil)
 	if err == nil {
 		err = r.Write(dir)

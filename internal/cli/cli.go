@@ -1,6 +1,22 @@
 // Package cli is the command line: one file for each verb, and what they share.
 // It is the only package that knows which store a URL scheme stands for.
 //
+// Of the verbs below flist, diff and edit-store have their own files, the others are
+// in flist.go. Long verbs go on beside their file: boot in bootmachine.go,
+// bootdevices.go, earlypack.go, drivercosts.go and rebind.go, publish in
+// publishroutes.go, publishobjects.go and publishfiles.go, verify in verifymount.go
+// and firmwareindex.go, pack in packages.go, lock.go and formodules.go. What verbs
+// share:
+//
+//	programs.go       which verbs and stores each of the two programs has
+//	open.go           FILE, a path or a URL, and its content; trust.go: its signature
+//	compressed.go     changing a manifest, with the copy beside it
+//	stores.go         STORE; routes.go: what manifests are made to say of stores
+//	modulesource.go   a manifest or a directory, as kernel modules
+//	warm.go           what a mount fetches ahead; layers.go: what is below and above it
+//	daemon.go         going to the background; herald.go: saying that it is done
+//	initrd.go         outliving an initramfs; nameservers.go: with its name servers
+//
 // Results go to stdout, talk and progress to stderr. With --json, results are
 // JSON objects, one a line.
 package cli
@@ -199,6 +215,18 @@ func (a *app) logger(cmd *cobra.Command, w io.Writer) (*slog.Logger, error) {
 		level = slog.LevelDebug
 	}
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
+}
+
+// warnf prints a warning.
+func (a *app) warnf(format string, args ...any) {
+	fmt.Fprintf(a.Stderr, "overmount: warning: "+format+"\n", args...)
+}
+
+// warn prints warnings.
+func (a *app) warn(warnings []string) {
+	for _, w := range warnings {
+		a.warnf("%s", w)
+	}
 }
 
 // metaFlag adds the flag that names the manifest, as rfs has it.

@@ -34,8 +34,8 @@ was interrupted goes on when it is repeated.
 
 FILE still names the old stores afterwards, unless --set says where readers shall
 look instead: then, when all objects have been copied, the stores of FILE are
-replaced by these, or, with -o, FILE stays and OUT.fl is written. Passwords in them are left out. What is changed needs a
-new signature.
+replaced by these, or, with -o, FILE stays and OUT.fl is written. Passwords in them
+are left out. What is changed needs a new signature.
 
 An object that no store of FILE has, or none has right, does not keep clone from
 copying the others; then it fails, and changes no manifest.
@@ -79,7 +79,10 @@ func (a *app) clone(cmd *cobra.Command, f *cloneFlags) error {
 	if err := f.check(cmd); err != nil {
 		return err
 	}
-	routes, err := routesFor(f.set)
+	routes, err := givenRoutes(f.set, false)
+	if err == nil && len(routes) > 0 {
+		err = covered(routes)
+	}
 	if err != nil {
 		return err
 	}
@@ -117,23 +120,6 @@ func (a *app) clone(cmd *cobra.Command, f *cloneFlags) error {
 		return err
 	}
 	return a.cloned(written, sum, time.Since(start))
-}
-
-// routesFor returns what a manifest shall say of stores: without passwords, and
-// covering all objects.
-func routesFor(specs []string) ([]manifest.Route, error) {
-	var routes []manifest.Route
-	for _, text := range specs {
-		spec, err := parseSpec(text)
-		if err != nil {
-			return nil, err
-		}
-		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: withoutSecrets(spec.URL).String()})
-	}
-	if len(routes) == 0 {
-		return nil, nil
-	}
-	return routes, covered(routes)
 }
 
 // writeRoutes writes the manifest with its new routes, if there are some, and

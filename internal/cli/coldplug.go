@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"overmount/boot"
 	"overmount/coldplug"
@@ -51,10 +50,9 @@ after --settle.
 
 With --json, one object for each device that was probed again: device, modules, driver
 if it has one now, took_ns, and error if it was not tried to the end; one for each
-module: module, milliseconds, and error if it was not
-loaded; and in the end one with loaded, declined (they found that nothing here is for
-them), failed, waiting, devices (with a modalias that some module is for), bound (those
-that have a driver), seconds.
+module: module, milliseconds, and error if it was not loaded; and in the end one with
+loaded, declined (they found that nothing here is for them), failed, waiting, devices
+(with a modalias that some module is for), bound (those that have a driver), seconds.
 
 ` + exitCodes,
 		Example: "  overmount coldplug\n  overmount coldplug --settle 30s --json\n  overmount coldplug --rebind",
@@ -79,11 +77,11 @@ func (a *app) coldplug(cmd *cobra.Command, f *coldplugFlags) error {
 		return err
 	}
 	if f.dir == "" {
-		var u unix.Utsname
-		if err := unix.Uname(&u); err != nil {
+		kver, err := runningKver()
+		if err != nil {
 			return err
 		}
-		f.dir = filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
+		f.dir = filepath.Join("/lib/modules", kver)
 	}
 	d := driverLoading{dir: f.dir, fsys: os.DirFS(f.dir), parallel: f.parallel, log: log}
 	if f.rebind {

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"overmount/depmod"
 	"overmount/kmod"
@@ -93,11 +92,8 @@ func (f *depmodFlags) flags(cmd *cobra.Command) {
 // that runs.
 func depmodKver(cmd *cobra.Command, args []string) (kver string, files []string, err error) {
 	if len(args) == 0 {
-		var u unix.Utsname
-		if err := unix.Uname(&u); err != nil {
-			return "", nil, fmt.Errorf("uname: %w", err)
-		}
-		return unix.ByteSliceToString(u.Release[:]), nil, nil
+		kver, err = runningKver()
+		return kver, nil, err
 	}
 	kver = args[0]
 	if !kmod.IsVersion(kver) || strings.Contains(kver, "/") {
@@ -302,9 +298,4 @@ func printIndexes(w io.Writer, files []depmod.File) error {
 		}
 	}
 	return nil
-}
-
-// warnf prints a warning.
-func (a *app) warnf(format string, args ...any) {
-	fmt.Fprintf(a.Stderr, "overmount: warning: "+format+"\n", args...)
 }

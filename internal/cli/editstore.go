@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -86,14 +85,6 @@ passwords nor keys, and no values of parameters but of region and layout. With
 	flags.BoolVar(&f.keepPassword, "no-strip-password", false, noStripPassword)
 	a.jsonFlag(cmd)
 	return cmd
-}
-
-// noStripPassword is the help of the flag of that name.
-const noStripPassword = "write passwords and keys of store URLs into the manifest, for everyone who gets it to read"
-
-// warnPasswords says what --no-strip-password does.
-func (a *app) warnPasswords() {
-	fmt.Fprintln(a.Stderr, "overmount: warning: --no-strip-password: the manifest will hold the passwords and keys of the stores that were given, and everyone who gets it can read them")
 }
 
 func (f *editStoreFlags) check(cmd *cobra.Command, asJSON bool) error {
@@ -187,26 +178,6 @@ func (c *storeChange) apply(routes []manifest.Route, keepPassword bool) ([]manif
 	}
 	routes = append(routes, add...)
 	return routes, covered(routes)
-}
-
-func givenRoutes(specs []string, keepPassword bool) ([]manifest.Route, error) {
-	var routes []manifest.Route
-	for _, text := range specs {
-		spec, err := parseSpec(text)
-		if err != nil {
-			return nil, err
-		}
-		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: writtenURL(spec.URL, keepPassword)})
-	}
-	return routes, nil
-}
-
-// writtenURL is what a manifest is made to say of a store.
-func writtenURL(u *url.URL, keepPassword bool) string {
-	if keepPassword {
-		return u.String()
-	}
-	return withoutSecrets(u).String()
 }
 
 // replaceRoutes changes the routes that OLD of OLD=NEW means.
@@ -360,7 +331,7 @@ func (a *app) warnLeftPasswords(f *editStoreFlags, routes []manifest.Route) {
 	for _, r := range routes {
 		if spec, err := store.ParseSpec(r.URL); err == nil {
 			if password, _ := spec.URL.User.Password(); password != "" {
-				fmt.Fprintf(a.Stderr, "overmount: warning: the manifest still has the password of %s, which everyone who gets it can read; --replace or --remove takes it out\n", shownRoute(r))
+				a.warnf("the manifest still has the password of %s, which everyone who gets it can read; --replace or --remove takes it out", shownRoute(r))
 			}
 		}
 	}
@@ -374,9 +345,9 @@ func (a *app) warnSignature(f *editStoreFlags) {
 		written = f.out
 	}
 	if hasSignature(written) {
-		fmt.Fprintf(a.Stderr, "overmount: warning: %s%s is the signature of what %s was before, and wrong now: sign it again with \"overmount sign\"\n", written, signature.Suffix, written)
+		a.warnf("%s%s is the signature of what %s was before, and wrong now: sign it again with \"overmount sign\"", written, signature.Suffix, written)
 	} else if hasSignature(f.meta) {
-		fmt.Fprintf(a.Stderr, "overmount: warning: %s is signed, and %s is not: sign it with \"overmount sign\"\n", f.meta, written)
+		a.warnf("%s is signed, and %s is not: sign it with \"overmount sign\"", f.meta, written)
 	}
 }
 

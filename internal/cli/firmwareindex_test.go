@@ -20,21 +20,15 @@ func missing(t *testing.T) (modules, firmware string) {
 	t.Helper()
 	work := t.TempDir()
 	dir, fw, objects := filepath.Join(work, "lib/modules/6.1.0-test"), filepath.Join(work, "fw"), "dir://"+filepath.Join(work, "objects")
-	order := ""
+	var order []string
 	for name, declared := range map[string][]string{
 		"kernel/drivers/net/ethernet/e100": {"e100/a.bin", "e100/b.bin", "there.bin", "link/packed.bin"},
 		"kernel/drivers/gpu/drm/amdgpu":    {"amdgpu/?.bin", "nowhere.bin", "e100/a.bin"},
 	} {
-		m, err := kmodtest.Parse("vermagic=6.1.0-test SMP\nfirmware=" + strings.Join(declared, "\nfirmware="))
-		if err != nil {
-			t.Fatal(err)
-		}
-		kmodtest.Write(t, dir, name+".ko", m)
-		order += name + ".ko\n"
+		kmodtest.WriteText(t, dir, name+".ko", "vermagic=6.1.0-test SMP\nfirmware="+strings.Join(declared, "\nfirmware="))
+		order = append(order, name+".ko")
 	}
-	for name, text := range map[string]string{"modules.builtin": "", "modules.builtin.modinfo": "", "modules.order": order} {
-		write(t, filepath.Join(dir, name), []byte(text))
-	}
+	kmodtest.WriteOrder(t, dir, order...)
 	if err := os.MkdirAll(filepath.Join(fw, "real"), 0o755); err != nil {
 		t.Fatal(err)
 	}

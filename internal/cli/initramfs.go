@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -81,24 +80,25 @@ system, --udev=ROOT from another one. A program that is not static brings its
 libraries, also one of --program; what --include names comes as it is.
 
 With --config, the image has /etc/overmount.toml for "overmount boot"; one that boot
-would refuse is refused here. With --key it has the keys for its pubkey. A manifest that is included as /usr/share/overmount/NAME, with
-its signature NAME.minisig, stands in when no server answers; NAME is the last part
-of its URL, as modules-KVER.fl.
+would refuse is refused here. With --key it has the keys for its pubkey. A manifest
+that is included as /usr/share/overmount/NAME, with its signature NAME.minisig,
+stands in when no server answers; NAME is the last part of its URL, as
+modules-KVER.fl.
 
 The same inputs give the same image. Times in it are those of SOURCE_DATE_EPOCH,
 or 0. It says what each part costs; "compressed" is an estimate, a tenth too high.
 
-With --json, one object: image, kver, program, bytes (of the image, 0 with --dry-run), compression,
-parts (name, files, bytes, compressed), modules (name, path, size, soft), always,
-absent (names of sets that the kernel does not have), firmware, no_firmware
-(declared and not there), warnings.
+With --json, one object: image, kver, program, bytes (of the image, 0 with
+--dry-run), compression, parts (name, files, bytes, compressed), modules (name,
+path, size, soft), always, absent (names of sets that the kernel does not have),
+firmware, no_firmware (declared and not there), warnings.
 
 ` + exitCodes,
 		Example: `  overmount initramfs -m modules.fl --stage1 virtio --busybox /bin/busybox -o boot.img
   overmount initramfs -m /lib/modules/6.1.0-56-amd64 --firmware /lib/firmware --stage1 server,-sfc --busybox /bin/busybox --udev \
       --config boot.toml --key overmount.pub -o boot.img
   overmount initramfs -m modules.fl --stage1 all-ethernet --busybox /bin/busybox --dry-run`,
-		Args: cobra.NoArgs,
+		Args: args(0, 0, ""),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.initramfs(cmd, &f) },
 	}
 	f.flags(cmd)
@@ -218,14 +218,8 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 			return nil, err
 		}
 	}
-	if epoch := a.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
-		sec, err := strconv.ParseInt(epoch, 10, 64)
-		if err != nil {
-			return nil, usagef(cmd, "SOURCE_DATE_EPOCH %q is not a number of seconds", epoch)
-		}
-		o.Mtime = time.Unix(sec, 0)
-	}
-	return o, nil
+	o.Mtime, err = a.sourceDate(cmd)
+	return o, err
 }
 
 // checkConfig reads the configuration as the machine will.

@@ -86,9 +86,7 @@ func (a *app) resolver(f *modulesFlags, fsys fs.FS) (*kmod.Tree, *kmod.Resolver,
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, w := range config.Warnings() {
-		fmt.Fprintf(a.Stderr, "overmount: warning: %s\n", w)
-	}
+	a.warn(config.Warnings())
 	return t, kmod.NewResolver(t, config, nil), nil
 }
 
@@ -268,18 +266,6 @@ func (s *moduleSource) closure(fsys fs.FS, r *kmod.Resolver, names []string) (*c
 	c.Firmware = slices.Compact(c.Firmware)
 	c.Objects = len(objects)
 	return c, nil
-}
-
-// countObjects adds the objects of a file.
-func (s *moduleSource) countObjects(file string, objects map[block.ID]bool) {
-	if s.m == nil {
-		return
-	}
-	if ino, err := s.m.Find(file); err == nil {
-		for _, b := range s.m.Blocks(ino) {
-			objects[b.ID] = true
-		}
-	}
 }
 
 func (a *app) printClosure(c *closure) error {

@@ -11,8 +11,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/coldplug"
 	"overmount/kmod"
 	"overmount/manifest"
 	"overmount/store"
@@ -139,4 +141,33 @@ func (s *moduleSource) note(fsys fs.FS, file string) (manifest.Module, error) {
 		return manifest.Module{}, err
 	}
 	return manifest.Module{Name: kmod.Name(file), Firmware: m.Info.All("firmware")}, nil
+}
+
+// facts returns what tells of the modules' files.
+func (s *moduleSource) facts() coldplug.Source {
+	if s.m != nil {
+		return coldplug.FromManifest(s.m)
+	}
+	return coldplug.FromFiles(os.DirFS(s.dir))
+}
+
+// countObjects adds the objects of a file.
+func (s *moduleSource) countObjects(file string, objects map[block.ID]bool) {
+	if s.m == nil {
+		return
+	}
+	if ino, err := s.m.Find(file); err == nil {
+		for _, b := range s.m.Blocks(ino) {
+			objects[b.ID] = true
+		}
+	}
+}
+
+// runningKver returns the version of the kernel that runs.
+func runningKver() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", fmt.Errorf("uname: %w", err)
+	}
+	return unix.ByteSliceToString(u.Release[:]), nil
 }

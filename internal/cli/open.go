@@ -7,6 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,6 +33,51 @@ func shown(file string) string {
 		return verify.StoreName(file)
 	}
 	return file
+}
+
+// baseName is the last part of FILE, a path or a URL, without the suffix of a
+// compressed copy.
+func baseName(file string) string {
+	file = origin.Plain(file)
+	if !isURL(file) {
+		return filepath.Base(file)
+	}
+	u, err := url.Parse(file)
+	if err != nil {
+		return ""
+	}
+	return path.Base("/" + u.Path)
+}
+
+func sameFile(a, b string) bool {
+	infoA, errA := os.Stat(a)
+	infoB, errB := os.Stat(b)
+	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
+}
+
+// beside is another file in the directory of FILE, a path or a URL.
+func beside(file, name string) string {
+	if isURL(file) {
+		if u, err := url.Parse(file); err == nil {
+			u.Path, u.RawPath = path.Join(path.Dir(u.Path), name), ""
+			return u.String()
+		}
+	}
+	return filepath.Join(filepath.Dir(file), name)
+}
+
+// readLimited reads a file that may not be longer than a limit.
+func readLimited(name string, limit int64) ([]byte, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, limit+1))
+	if err == nil && int64(len(text)) > limit {
+		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it has more than %d bytes", limit)}
+	}
+	return text, err
 }
 
 // copyTo writes what is in FILE, a path or a URL, to w. It fails for what is longer

@@ -202,15 +202,26 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 		tags[manifest.TagKver] = f.kver
 	}
 	opts := &pack.Options{Codec: codec, Tags: tags, Exclude: f.exclude}
-	if epoch := a.Getenv("SOURCE_DATE_EPOCH"); epoch != "" {
-		sec, err := strconv.ParseInt(epoch, 10, 64)
-		if err != nil {
-			return nil, usagef(cmd, "SOURCE_DATE_EPOCH %q is not a number of seconds", epoch)
-		}
-		opts.Newest = time.Unix(sec, 0).UTC()
+	if opts.Newest, err = a.sourceDate(cmd); err != nil {
+		return nil, err
+	}
+	if !opts.Newest.IsZero() {
 		tags[manifest.TagCreated] = opts.Newest.Format(time.RFC3339)
 	}
 	return opts, nil
+}
+
+// sourceDate is the time that SOURCE_DATE_EPOCH says, the zero time if it says none.
+func (a *app) sourceDate(cmd *cobra.Command) (time.Time, error) {
+	epoch := a.Getenv("SOURCE_DATE_EPOCH")
+	if epoch == "" {
+		return time.Time{}, nil
+	}
+	sec, err := strconv.ParseInt(epoch, 10, 64)
+	if err != nil {
+		return time.Time{}, usagef(cmd, "SOURCE_DATE_EPOCH %q is not a number of seconds", epoch)
+	}
+	return time.Unix(sec, 0).UTC(), nil
 }
 
 // A packSource is what is packed.
@@ -263,7 +274,7 @@ func (a *app) packSource(cmd *cobra.Command, f *packFlags, src *packSource, opts
 			return nil, fmt.Errorf("pack %s: %w", src.name, err)
 		}
 		for _, found := range t.Findings {
-			a.warn([]string{found.String()})
+			a.warnf("%v", found)
 		}
 		if f.forModules != "" {
 			return a.firmwareFor(cmd.Context(), t, f.forModules)

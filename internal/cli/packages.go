@@ -488,7 +488,7 @@ func (a *app) printPackages(list []lockedPackage) error {
 	return err
 }
 
-// packageSource is what packages are called in messages.
+// String is what packages are called in messages.
 func (f *packageFlags) String() string {
 	switch {
 	case f.apkRepo != "":

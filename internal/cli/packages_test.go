@@ -362,14 +362,8 @@ func TestLock(t *testing.T) {
 func TestFirmwareForModules(t *testing.T) {
 	work := t.TempDir()
 	dir, fw, objects := filepath.Join(work, "lib/modules/6.1.0-test"), filepath.Join(work, "fw"), "dir://"+filepath.Join(work, "objects")
-	m, err := kmodtest.Parse("vermagic=6.1.0-test SMP\nfirmware=e100/*.bin\nfirmware=top.fw\nfirmware=rtl/link.bin\nfirmware=gone.bin\nfirmware=by/way/x.fw\nfirmware=out/x.fw")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kmodtest.Write(t, dir, "kernel/a.ko", m)
-	for name, text := range map[string]string{"modules.builtin": "", "modules.builtin.modinfo": "", "modules.order": "kernel/a.ko\n"} {
-		write(t, filepath.Join(dir, name), []byte(text))
-	}
+	kmodtest.WriteText(t, dir, "kernel/a.ko", "vermagic=6.1.0-test SMP\nfirmware=e100/*.bin\nfirmware=top.fw\nfirmware=rtl/link.bin\nfirmware=gone.bin\nfirmware=by/way/x.fw\nfirmware=out/x.fw")
+	kmodtest.WriteOrder(t, dir, "kernel/a.ko")
 	for _, name := range []string{"e100/one.bin", "e100/notes", "other/big.bin", "rtl/x.bin", "far/target.bin", "far/more.bin", "top.fw", "loose.fw", "real/x.fw", "real/beside.fw", "dir/in-it.fw", "dir/deep/no.fw"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(fw, name)), 0o755); err != nil {
 			t.Fatal(err)

@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -127,12 +125,6 @@ func (a *app) plan(cmd *cobra.Command, f *planFlags) error {
 	return nil
 }
 
-func (a *app) warn(warnings []string) {
-	for _, w := range warnings {
-		fmt.Fprintf(a.Stderr, "overmount: warning: %s\n", w)
-	}
-}
-
 // machine reads a directory, or a capture.
 func (f *planFlags) machine() (*coldplug.Machine, error) {
 	name := f.sysfs
@@ -195,18 +187,10 @@ func (a *app) makePlan(cmd *cobra.Command, f *planFlags, machine *coldplug.Machi
 	if files != nil {
 		o.Firmware = firmware.New(files, s.kver)
 		if s.m != nil && !s.m.HasModules() {
-			a.warn([]string{shown(f.meta) + " does not say which firmware its modules declare; pack with --kind modules"})
+			a.warnf("%s does not say which firmware its modules declare; pack with --kind modules", shown(f.meta))
 		}
 	}
 	return coldplug.New(tree, config, s.facts(), o).Plan(machine.Devices), s, nil
-}
-
-// facts returns what tells of the modules' files.
-func (s *moduleSource) facts() coldplug.Source {
-	if s.m != nil {
-		return coldplug.FromManifest(s.m)
-	}
-	return coldplug.FromFiles(os.DirFS(s.dir))
 }
 
 // config reads what modprobe and the kernel are told: by the flags, or on this
@@ -229,20 +213,6 @@ func (f *planFlags) config(cmd *cobra.Command) (*kmod.Config, string, error) {
 	}
 	config, err := m.readConfig()
 	return config, m.cmdline, err
-}
-
-// readLimited reads a file that may not be longer than a limit.
-func readLimited(name string, limit int64) ([]byte, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err == nil && int64(len(text)) > limit {
-		err = &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("it has more than %d bytes", limit)}
-	}
-	return text, err
 }
 
 // objects returns how many objects hold the modules of a plan.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,9 +23,7 @@ func TestPlanFetchesNothing(t *testing.T) {
 		fmt.Fprintf(&machine, "-- devices/%d/modalias --\npci:v00008086d%08Xsv\n", i, i)
 		writeFile(t, filepath.Join(fw, fmt.Sprintf("net/%d.fw", i)), fmt.Sprint("firmware ", i))
 	}
-	for _, name := range []string{"modules.builtin", "modules.builtin.modinfo"} {
-		writeFile(t, filepath.Join(modules, name), "")
-	}
+	kmodtest.WriteOrder(t, modules)
 	sysfs := filepath.Join(work, "machine.txt")
 	writeFile(t, sysfs, machine.String())
 
@@ -53,15 +50,5 @@ func TestPlanFetchesNothing(t *testing.T) {
 	mustRun(t, "overmount", "modules", "info", "-m", metas["modules"], "m19")
 	if got := server.requests(); len(got) == 0 {
 		t.Error("modules info asked for nothing, so that this test proves nothing")
-	}
-}
-
-func writeFile(t *testing.T, name, content string) {
-	t.Helper()
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(name, []byte(content), 0o644); err != nil {
-		t.Fatal(err)
 	}
 }

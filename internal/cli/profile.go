@@ -5,9 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/url"
-	"path"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -188,15 +185,4 @@ func blockReader(t *tree.Tree) func(context.Context, manifest.Ino, int) ([]byte,
 		_, err := t.ReadAt(ctx, ino, plain, off)
 		return plain, err
 	}
-}
-
-// beside is another file in the directory of FILE, a path or a URL.
-func beside(file, name string) string {
-	if isURL(file) {
-		if u, err := url.Parse(file); err == nil {
-			u.Path, u.RawPath = path.Join(path.Dir(u.Path), name), ""
-			return u.String()
-		}
-	}
-	return filepath.Join(filepath.Dir(file), name)
 }

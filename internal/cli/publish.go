@@ -9,9 +9,6 @@ import (
 	"log/slog"
 	"net/http/httptrace"
 	"net/url"
-	"os"
-	"path"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -90,8 +87,8 @@ with exit code 4.
 
 With --json, each finding is an object as verify prints it, and the last line is an
 object: manifest, name, url, compressed_url, compressed_bytes, digest, objects,
-new_objects, new_bytes, requests (those over HTTP), seconds; with --latest, latest and latest_url; with --sign, signature and
-serial.
+new_objects, new_bytes, requests (those over HTTP), seconds; with --latest, latest
+and latest_url; with --sign, signature and serial.
 
 ` + storeHelp + "\n\n" + exitCodes,
 		Example: `  overmount publish -m modules.fl --to 's3://garage.example.com:3900/flists?region=garage' --public https://flists.example.com
@@ -163,26 +160,6 @@ func (f *publishFlags) check(cmd *cobra.Command) error {
 	}
 	f.sign.meta = f.out
 	return f.sign.checkOptional(cmd)
-}
-
-// baseName is the last part of FILE, a path or a URL, without the suffix of a
-// compressed copy.
-func baseName(file string) string {
-	file = origin.Plain(file)
-	if !isURL(file) {
-		return filepath.Base(file)
-	}
-	u, err := url.Parse(file)
-	if err != nil {
-		return ""
-	}
-	return path.Base("/" + u.Path)
-}
-
-func sameFile(a, b string) bool {
-	infoA, errA := os.Stat(a)
-	infoB, errB := os.Stat(b)
-	return errA == nil && errB == nil && os.SameFile(infoA, infoB)
 }
 
 // A publication is one run of publish.

@@ -42,14 +42,13 @@ func refuse(w http.ResponseWriter, r *http.Request, _ http.HandlerFunc) {
 // A publisher runs publish in this process, with an environment of its own, and
 // keeps what it says.
 type publisher struct {
-	e    *storetest.BucketServer
 	env  map[string]string
 	said strings.Builder
 }
 
-func newPublisher(t *testing.T, e *storetest.BucketServer) *publisher {
+func newPublisher(t *testing.T) *publisher {
 	t.Helper()
-	return &publisher{e: e, env: map[string]string{
+	return &publisher{env: map[string]string{
 		"AWS_ACCESS_KEY_ID": fleetKey, "AWS_SECRET_ACCESS_KEY": fleetSecret, "XDG_CACHE_HOME": t.TempDir(), "HOME": "/nonexistent",
 	}}
 }
@@ -119,7 +118,7 @@ func TestRepublish(t *testing.T) {
 	t.Parallel()
 	const files = 3000
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta, key := filepath.Join(work, "m.fl"), filepath.Join(work, "k")
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), tinyTree(t, filepath.Join(work, "src"), files))
@@ -296,7 +295,7 @@ func (c *change) complete(t *testing.T, e *storetest.BucketServer, p *publisher,
 func TestInterruptedPublish(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	c := newChange(t, e, p)
 	hang := func(r *http.Request) {
 		<-r.Context().Done()
@@ -349,7 +348,7 @@ func TestInterruptedPublish(t *testing.T) {
 // So it is when publish is killed.
 func TestKilledPublish(t *testing.T) {
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	c := newChange(t, e, p)
 	for name, value := range p.env {
 		t.Setenv(name, value)
@@ -389,7 +388,7 @@ func TestKilledPublish(t *testing.T) {
 func TestPublishBehindACache(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	c := newChange(t, e, p)
 	c.reset(t, e, c.oldFiles, 0, nil)
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -413,7 +412,7 @@ func TestPublishBehindACache(t *testing.T) {
 func TestReadWhileReplaced(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	c := newChange(t, e, newPublisher(t, e))
+	c := newChange(t, e, newPublisher(t))
 	sigOf := func(files map[string][]byte) []byte { return files[fileName+signature.Suffix] }
 	for what, answers := range map[string]struct {
 		sigs, manifests [][]byte
@@ -470,7 +469,7 @@ func TestGCForgetsPublished(t *testing.T) {
 	}
 
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta := filepath.Join(work, "m.fl")
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), tinyTree(t, filepath.Join(work, "src"), 3))
@@ -506,7 +505,7 @@ func TestGCForgetsPublished(t *testing.T) {
 func TestPublishFailures(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta := filepath.Join(work, "m.fl")
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), tinyTree(t, filepath.Join(work, "src"), 3))
@@ -605,7 +604,7 @@ func TestPublish(t *testing.T) {
 func TestPublishedLayouts(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	src := tinyTree(t, filepath.Join(work, "src"), 3)
 	for _, c := range []struct {
@@ -656,7 +655,7 @@ func TestPublishToZDB(t *testing.T) {
 	z.Do("NSSET", "flists", "public", "1")
 	public := z.URL + "/flists"
 	private := strings.Replace(public, "://", "://:hunter2+zdb@", 1)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta, out := filepath.Join(work, "m.fl"), filepath.Join(work, "m-public.fl")
 	p.mustRun(t, "pack", "-m", meta, "-s", private, "--no-strip-password", tinyTree(t, filepath.Join(work, "src"), 3))
@@ -685,7 +684,7 @@ func TestPublishToZDB(t *testing.T) {
 func TestPublishJournalOfSeveralStores(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta, journal := filepath.Join(work, "m.fl"), filepath.Join(work, "notes/journal")
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), tinyTree(t, filepath.Join(work, "src"), 30))
@@ -716,7 +715,7 @@ func TestPublishJournalOfSeveralStores(t *testing.T) {
 func TestPublishIsReproducible(t *testing.T) {
 	t.Parallel()
 	e := storetest.NewBucketServer(t, fleetKey, 0)
-	p := newPublisher(t, e)
+	p := newPublisher(t)
 	work := t.TempDir()
 	meta := filepath.Join(work, "m.fl")
 	p.mustRun(t, "pack", "-m", meta, "-s", filepath.Join(work, "private"), tinyTree(t, filepath.Join(work, "src"), 3))

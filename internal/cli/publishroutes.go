@@ -131,15 +131,6 @@ func (a *app) copyPublic(ctx context.Context, file string, public []store.Spec) 
 // digestName writes a SHA-256.
 func digestName(sum []byte) string { return "sha256:" + hex.EncodeToString(sum) }
 
-// routesOf returns stores as a manifest names them.
-func routesOf(specs []store.Spec) []manifest.Route {
-	var routes []manifest.Route
-	for _, spec := range specs {
-		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: spec.URL.String()})
-	}
-	return routes
-}
-
 // writeOut writes the manifest to its file, and signs it if there is a key.
 func (p *publication) writeOut(ctx context.Context, key signature.PrivateKey) (sig []byte, c signature.Claims, err error) {
 	if err := noJournal("write", p.f.out); err != nil {

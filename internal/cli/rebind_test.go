@@ -18,16 +18,8 @@ import (
 func modulesDir(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	m, err := kmodtest.Parse("alias=pci:wifi*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	kmodtest.Write(t, dir, "kernel/wifi.ko", m)
-	for _, name := range []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"} {
-		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	kmodtest.WriteText(t, dir, "kernel/wifi.ko", "alias=pci:wifi*")
+	kmodtest.WriteOrder(t, dir)
 	r, err := depmod.Build(t.Context(), os.DirFS(dir), nil)
 	if err == nil {
 		err = r.Write(dir)

@@ -32,22 +32,6 @@ func signedManifest(t *testing.T, dir string) (file, key, pub string) {
 	return file, key, pub
 }
 
-func write(t *testing.T, name string, data []byte) {
-	t.Helper()
-	if err := os.WriteFile(name, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func read(t *testing.T, name string) []byte {
-	t.Helper()
-	data, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data
-}
-
 // minisign is the judge of what overmount signs, with a key that is encrypted as
 // keys are, and signs with it.
 func TestMinisign(t *testing.T) {

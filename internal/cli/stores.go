@@ -71,24 +71,9 @@ func (a *app) writeStores(ctx context.Context, specs []string, keepPassword bool
 			opened[spec.URL.String()] = w
 		}
 		writers = append(writers, store.Route{First: spec.First, Last: spec.Last, Writer: w})
-		written := withoutSecrets(spec.URL)
-		if keepPassword {
-			written = spec.URL
-		}
-		routes = append(routes, manifest.Route{First: spec.First, Last: spec.Last, URL: written.String()})
+		routes = append(routes, routeTo(spec, keepPassword))
 	}
 	return writers, routes, covered(routes)
-}
-
-// withoutSecrets returns what a manifest may say of a store. Of S3 that is neither
-// secret nor key: without the one the other is of no use.
-func withoutSecrets(u *url.URL) *url.URL {
-	if u.Scheme != "s3" && u.Scheme != "s3s" {
-		return store.StripPassword(u)
-	}
-	stripped := *u
-	stripped.User = nil
-	return &stripped
 }
 
 // parseSpec takes a store specification or, for convenience, the path of a
@@ -202,22 +187,6 @@ func dirPath(u *url.URL) (string, error) {
 		return "", fmt.Errorf("store %s: a directory needs an absolute path and three slashes, as in dir:///srv/objects", u.Redacted())
 	}
 	return filepath.Clean(u.Path), nil
-}
-
-// covered checks that every object has a store.
-func covered(routes []manifest.Route) error {
-	var has [256]bool
-	for _, r := range routes {
-		for b := int(r.First); b <= int(r.Last); b++ {
-			has[b] = true
-		}
-	}
-	for b, ok := range has {
-		if !ok {
-			return fmt.Errorf("no store is given for objects that begin with %02x: add one, or widen a range", b)
-		}
-	}
-	return nil
 }
 
 // readStores opens the stores of a manifest for reading. Routes that this

@@ -10,8 +10,7 @@ import (
 // A chunk is what is left of the current chunk of LZMA2, and what must come before
 // others.
 type chunk struct {
-	stored bool
-	left   int // bytes of content
+	left int // bytes of content
 
 	dict  bool // the dictionary was reset
 	props bool // properties were set since
@@ -58,7 +57,7 @@ func (z *Reader) storedHeader(reset bool) error {
 	if !c.dict {
 		return errChunk
 	}
-	c.stored, c.left = true, int(binary.BigEndian.Uint16(b))+1
+	c.left = int(binary.BigEndian.Uint16(b)) + 1
 	z.block.packed += int64(c.left)
 	z.step = (*Reader).storedChunk
 	return z.fits()
@@ -73,7 +72,6 @@ func (z *Reader) lzmaHeader(control byte) error {
 		return err
 	}
 	c := &z.chunk
-	c.stored = false
 	c.left = int(control&0x1f)<<16 + int(binary.BigEndian.Uint16(b)) + 1
 	packed := int(binary.BigEndian.Uint16(b[2:])) + 1
 	z.block.packed += 4 + int64(packed)

@@ -126,6 +126,32 @@ func Write(tb testing.TB, dir, name string, m Module) {
 	}
 }
 
+// WriteText writes the module that a text tells of; see [Parse] and [Write].
+func WriteText(tb testing.TB, dir, name, text string) {
+	tb.Helper()
+	m, err := Parse(text)
+	if err != nil {
+		tb.Fatalf("module %s: %v", name, err)
+	}
+	Write(tb, dir, name, m)
+}
+
+// WriteOrder writes what a kernel's build leaves beside its modules: modules.order,
+// with the names in it, and, with nothing in them, modules.builtin and
+// modules.builtin.modinfo.
+func WriteOrder(tb testing.TB, dir string, names ...string) {
+	tb.Helper()
+	var order strings.Builder
+	for _, name := range names {
+		fmt.Fprintln(&order, name)
+	}
+	for name, text := range map[string]string{"modules.order": order.String(), "modules.builtin": "", "modules.builtin.modinfo": ""} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
 // Compress compresses data as the suffix of a module's name says: .ko, .ko.gz,
 // .ko.xz or .ko.zst.
 func Compress(tb testing.TB, suffix string, data []byte) []byte {

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -155,7 +154,6 @@ func (d *depot) manifest(kind string) string {
 // A seen request is one that the server has answered.
 type seen struct {
 	path  string
-	at    time.Duration // since the server's beginning, in the host's time
 	bytes int64
 	found bool
 }
@@ -166,7 +164,6 @@ type counter struct {
 	depot  *depot
 	packs  string // directory with boot packs; empty for none
 	server http.Server
-	start  time.Time
 
 	mu       sync.Mutex
 	requests []seen
@@ -176,7 +173,7 @@ type counter struct {
 // serve begins to serve on the cable, until stop is called.
 func serve(c *cable, d *depot, packs string) (s *counter, stop func()) {
 	c.t.Helper()
-	s = &counter{t: c.t, depot: d, packs: packs, start: time.Now(), posts: map[string][]byte{}}
+	s = &counter{t: c.t, depot: d, packs: packs, posts: map[string][]byte{}}
 	s.server.Handler = s
 	var l net.Listener
 	var err error
@@ -204,7 +201,6 @@ func (s *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.posts[path.Base(r.URL.Path)] = body
 		return
 	}
-	at := time.Since(s.start)
 	counted := &countedWriter{ResponseWriter: w}
 	name, dir := strings.TrimPrefix(r.URL.Path, "/"), s.depot.dir
 	if strings.HasSuffix(name, ".pack") {
@@ -217,7 +213,7 @@ func (s *counter) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.requests = append(s.requests, seen{r.URL.Path, at, counted.n, !counted.missing})
+	s.requests = append(s.requests, seen{r.URL.Path, counted.n, !counted.missing})
 }
 
 // countedWriter counts the bytes of a body.

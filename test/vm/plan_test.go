@@ -30,7 +30,7 @@ func (c *check) plan() {
 	for id := range objectsOf(c.h.requestsUntil("booted")) {
 		opened[id] = true
 	}
-	var due, covered, missed, unused, all int
+	var due, covered, unused, all int
 	for name, ino := range c.h.modules.Walk(manifest.Root) {
 		if !strings.HasSuffix(name, ".ko") {
 			continue
@@ -40,8 +40,7 @@ func (c *check) plan() {
 			case opened[b.ID] && planned[name]:
 				due++
 				covered++
-			case opened[b.ID] && later[name]:
-				missed++
+			case opened[b.ID] && later[name]: // not due: its bus was not known at start
 			case opened[b.ID]:
 				due++
 				c.t.Logf("not in the plan: %s", name)

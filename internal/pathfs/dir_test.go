@@ -1,4 +1,4 @@
-package opendir
+package pathfs
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 	"testing/fstest"
 )
 
-func TestReadDir(t *testing.T) {
+func TestOpenDir(t *testing.T) {
 	src := fstest.MapFS{"a": {}, "b": {}, "c": {}}
 	list, err := fs.ReadDir(src, ".")
 	if err != nil {
@@ -18,7 +18,7 @@ func TestReadDir(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := New("here", info, list)
+	d := OpenDir("here", info, list)
 	for _, want := range []struct {
 		n, got int
 		err    error
@@ -27,7 +27,7 @@ func TestReadDir(t *testing.T) {
 			t.Errorf("ReadDir(%d) = %d entries, %v, want %d, %v", want.n, len(got), err, want.got, want.err)
 		}
 	}
-	all, err := New("here", info, list).ReadDir(-1)
+	all, err := OpenDir("here", info, list).ReadDir(-1)
 	if err != nil || len(all) != 3 {
 		t.Errorf("ReadDir(-1) = %d entries, %v, want 3", len(all), err)
 	}

@@ -1,17 +1,15 @@
-// Package opendir has open directories of trees that are in no file system of the
-// kernel.
-package opendir
+package pathfs
 
 import (
-	"errors"
 	"io"
 	"io/fs"
 	"slices"
+	"syscall"
 )
 
-// New returns an open directory. name is for errors; its entries are those of list, in
-// that order. The list is not changed.
-func New(name string, info fs.FileInfo, list []fs.DirEntry) fs.ReadDirFile {
+// OpenDir returns an open directory. name is for errors; its entries are those of
+// list, in that order. The list is not changed.
+func OpenDir(name string, info fs.FileInfo, list []fs.DirEntry) fs.ReadDirFile {
 	return &dir{name, info, list}
 }
 
@@ -25,7 +23,7 @@ func (d *dir) Stat() (fs.FileInfo, error) { return d.info, nil }
 func (d *dir) Close() error               { return nil }
 
 func (d *dir) Read([]byte) (int, error) {
-	return 0, &fs.PathError{Op: "read", Path: d.name, Err: errors.New("it is a directory")}
+	return 0, &fs.PathError{Op: "read", Path: d.name, Err: syscall.EISDIR}
 }
 
 func (d *dir) ReadDir(n int) ([]fs.DirEntry, error) {
