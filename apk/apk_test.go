@@ -311,6 +311,32 @@ func TestPackageRefused(t *testing.T) {
 	}
 }
 
+// TestMissing has an index with a package that is not there.
+func TestMissing(t *testing.T) {
+	s := sha256Signer()
+	x := newSingle(t, s)
+	r, err := apk.Open(t.Context(), mem{"APKINDEX.tar.gz": apktest.Index(t, s, x.p.Record(x.control, len(x.file())))}, keysOf(t, s), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := r.Unpack(t.Context(), r.Index.Packages, nil)
+	refused(t, "of an index", tree, err, "the mirror may be half updated")
+	tree, err = apk.UnpackFiles(t.Context(), mem{}, []string{"p-1.0-r0.apk"}, keysOf(t, s), nil)
+	if refused(t, "by itself", tree, err, "p-1.0-r0.apk"); strings.Contains(err.Error(), "mirror") {
+		t.Errorf("by itself: %v, want nothing about mirrors", err)
+	}
+}
+
+// TestTwice has a package in two files.
+func TestTwice(t *testing.T) {
+	s := sha256Signer()
+	files := mem{"a.apk": apktest.Package{Name: "p", Signer: s}.Build(t), "b.apk": apktest.Package{Name: "p", Version: "2.0-r0", Signer: s}.Build(t)}
+	_, err := apk.UnpackFiles(t.Context(), files, []string{"a.apk", "b.apk"}, keysOf(t, s), nil)
+	if err == nil || !strings.Contains(err.Error(), "a.apk and b.apk are the same package, p") {
+		t.Errorf("UnpackFiles() = %v, want that both are the same package", err)
+	}
+}
+
 func refused(t *testing.T, what string, tree *apk.Tree, err error, want string) {
 	t.Helper()
 	switch {
@@ -424,6 +450,12 @@ func TestSelect(t *testing.T) {
 		{"fw", "fw-2-r0 fw-a-2-r0 fw-b-2-r10", "fw-a-2-r0 fw-b-2-r10", "/bin/sh other so:libc.so", ""},
 		{"fw fw-c", "fw-2-r0 fw-a-2-r0 fw-b-2-r10 fw-c-2-r0", "fw-a-2-r0 fw-b-2-r10", "/bin/sh other so:libc.so", ""},
 		{"* !fw-old !fw-gone !old", "fw-2-r0 fw-a-2-r0 fw-b-2-r10 fw-c-2-r0 other-1-r0", "", "/bin/sh so:libc.so", ""},
+		{"fw* !fw-old !fw-gone !fw-a", "fw-2-r0 fw-b-2-r10 fw-c-2-r0", "", "fw-a so:libc.so", ""}, // fw depends on it
+		{"fw !fw-[bc]", "fw-2-r0 fw-a-2-r0", "fw-a-2-r0", "/bin/sh fw-b fw-virtual other so:libc.so", ""},
+		{"fw !fw-b", "fw-2-r0 fw-a-2-r0 fw-c-2-r0", "fw-a-2-r0 fw-c-2-r0", "/bin/sh fw-b other so:libc.so", ""}, // the other that provides fw-virtual
+		{"fw !fw-[bc] fw-b", "fw-2-r0 fw-a-2-r0 fw-b-2-r10", "fw-a-2-r0", "/bin/sh other so:libc.so", ""},
+		{"fw-gone !fw-old fw-c", "", "", "", "the index does not have it"},
+		{"!fw-a fw*", "", "", "", `"!fw-a" takes away from the names before it`},
 		{"fw-[bc]", "fw-b-2-r10 fw-c-2-r0", "", "", ""},
 		{"fw-old", "", "", "", "fw-old-2-r0 depends on \"fw-a=1-r0\": the index has version 2-r0"},
 		{"fw-gone", "", "", "", "the index does not have it"},
@@ -560,10 +592,10 @@ func (g *gathering) Open(ctx context.Context, name string) (io.ReadCloser, error
 // TestParallel holds that packages are fetched at the same time.
 func TestParallel(t *testing.T) {
 	s := sha1Signer()
-	x := newSingle(t, s)
 	files, keys := mem{}, keysOf(t, s)
 	for i := range 4 {
-		files[fmt.Sprintf("%d.apk", i)] = x.file()
+		p := apktest.Package{Name: fmt.Sprintf("p%d", i), Signer: s}
+		files[p.File()] = p.Build(t)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		g := &gathering{mem: files, left: len(files), all: make(chan struct{})}

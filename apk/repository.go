@@ -145,7 +145,7 @@ func (r *Repository) List(ctx context.Context, packages []*Package, o *Options) 
 }
 
 // UnpackFiles does the same with single packages, which must be signed by one of
-// the keys.
+// the keys. The same package twice, also in two versions, is an error.
 func UnpackFiles(ctx context.Context, opener Opener, files []string, keys Keys, o *Options) (*Tree, error) {
 	jobs := make([]job, len(files))
 	for i, file := range files {
@@ -183,9 +183,13 @@ func (t *Tree) fill(ctx context.Context, opener Opener, jobs []job, o *Options) 
 		return err
 	}
 	t.Packages = found
-	infos := map[string]*Info{}
+	infos, files := map[string]*Info{}, map[string]string{}
 	for i, j := range jobs {
-		infos[j.owner] = &found[i].Info
+		name := found[i].Name
+		if other, again := files[name]; again {
+			return fmt.Errorf("%s and %s are the same package, %s: leave one of them out", other, j.file, name)
+		}
+		infos[j.owner], files[name] = &found[i].Info, j.file
 	}
 	t.Tree, err = t.spool.Tree(outs, func(winner, loser string) bool { return infos[winner].replaces(infos[loser]) })
 	return err
@@ -223,6 +227,9 @@ func (j *job) fetch(ctx context.Context, opener Opener) (u *Unpacked, err error)
 		u, err = j.want.read(r, j.out)
 		return err
 	})
+	if errors.Is(err, fs.ErrNotExist) && j.want.index != nil {
+		err = fmt.Errorf("%w: the index has it, so the mirror may be half updated: try again later, or another one", err)
+	}
 	if err != nil {
 		return nil, err
 	}

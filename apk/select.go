@@ -13,21 +13,24 @@ import (
 type Selection struct {
 	Packages []*Package // sorted by name
 	Added    []*Package // those of Packages that only others depend on
-	// Left are dependencies on other source packages, such as "/bin/sh". What is
-	// only unpacked does not need them.
+	// Left are dependencies on other source packages, such as "/bin/sh", which what
+	// is only unpacked does not need, and those that a pattern took away.
 	Left []string
 }
 
 // Select returns the packages whose names match one of the patterns, and with them
 // those of the same source packages (origins) that they depend on. Patterns are
-// those of path.Match; one with "!" before it takes away from those before it. Of
-// several versions of a package the newest is taken.
+// those of path.Match; one with "!" before it takes away what it matches from those
+// before it, and from what the others depend on. Of several versions of a package the
+// newest is taken.
 //
-// It fails for a pattern that matches nothing, for a dependency on a version of
-// the same source package that the index does not have, and for packages that
-// exclude each other.
+// It fails for a pattern that matches nothing, for one with "!" that comes first, for a
+// dependency on a version of the same source package that the index does not have,
+// and for packages that exclude each other.
 func (x *Index) Select(patterns ...string) (*Selection, error) {
-	s := selector{newest: map[string]*Package{}, origins: map[string][]*Package{}, chosen: map[string]*Package{}, left: map[string]bool{}}
+	s := selector{
+		newest: map[string]*Package{}, origins: map[string][]*Package{}, chosen: map[string]*Package{}, away: map[string]bool{}, left: map[string]bool{},
+	}
 	for _, p := range x.Packages {
 		if err := s.offer(p); err != nil {
 			return nil, err
@@ -46,6 +49,7 @@ type selector struct {
 	newest  map[string]*Package   // by name
 	origins map[string][]*Package // by source package
 	chosen  map[string]*Package   // by name
+	away    map[string]bool       // names that a pattern took away
 	left    map[string]bool
 }
 
@@ -65,8 +69,11 @@ func (s *selector) offer(p *Package) error {
 }
 
 func (s *selector) match(patterns []string) error {
-	for _, pattern := range patterns {
+	for i, pattern := range patterns {
 		glob, without := strings.CutPrefix(pattern, "!")
+		if without && i == 0 {
+			return fmt.Errorf("%q takes away from the names before it, and there are none: put it behind them", pattern)
+		}
 		found := false
 		for name, p := range s.newest {
 			ok, err := path.Match(glob, name)
@@ -77,6 +84,7 @@ func (s *selector) match(patterns []string) error {
 				continue
 			}
 			found = true
+			s.away[name] = without
 			if without {
 				delete(s.chosen, name)
 			} else {
@@ -164,6 +172,7 @@ func (s *selector) need(p *Package, d dependency) (*Package, error) {
 		return nil, nil
 	}
 	var best *Package
+	away := s.away[d.name]
 	for _, c := range s.origins[p.Origin] {
 		if p.Origin == "" || !c.satisfies(d) {
 			continue
@@ -171,7 +180,9 @@ func (s *selector) need(p *Package, d dependency) (*Package, error) {
 		if s.chosen[c.Name] == c {
 			return nil, nil
 		}
-		if best == nil || c.better(best, d) {
+		if s.away[c.Name] {
+			away = true
+		} else if best == nil || c.better(best, d) {
 			best = c
 		}
 	}
@@ -181,6 +192,7 @@ func (s *selector) need(p *Package, d dependency) (*Package, error) {
 	}
 	c := s.newest[d.name]
 	switch {
+	case away:
 	case c != nil && c.Origin == p.Origin:
 		return nil, fmt.Errorf("the index has version %s; the mirror may be half updated: try again later, or another one", c.Version)
 	case c == nil && d.op == "=" && d.version == p.Version:

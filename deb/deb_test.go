@@ -317,6 +317,16 @@ func TestConflicts(t *testing.T) {
 	}
 }
 
+// TestWholeReason holds that what is told of an error keeps what is said around the error
+// of a file: what to do when a disk is full.
+func TestWholeReason(t *testing.T) {
+	full := fmt.Errorf("%w: take another disk", &fs.PathError{Op: "write", Path: "/disk", Err: fs.ErrInvalid})
+	in := deb.Input{Name: "a.deb", Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(iotest.ErrReader(full)), nil }}
+	if _, _, err := deb.Unpack(t.Context(), newSpool(t), []deb.Input{in}, nil); err == nil || err.Error() != "unpack a.deb: "+full.Error() {
+		t.Errorf("Unpack = %v, want all of %v", err, full)
+	}
+}
+
 // TestFetchAgain has a package that comes over a line which fails in its middle.
 func TestFetchAgain(t *testing.T) {
 	data, line := debtest.Package{Files: files}.Bytes(t), errors.New("connection reset")

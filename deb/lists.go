@@ -32,6 +32,9 @@ func Lists(dir fs.FS, arch string, patterns []string) ([]Entry, error) {
 // eachList reads the indexes that are wanted of each release, as far as they are
 // there, and returns how many there are.
 func eachList(dir fs.FS, wanted func(*release) []string, how reading) (read int, err error) {
+	if _, err := fs.Stat(dir, "."); err != nil { // which Glob passes over
+		return 0, pathless(err)
+	}
 	names, err := fs.Glob(dir, "*Release")
 	if err != nil {
 		return 0, err

@@ -267,8 +267,15 @@ func (r *Repository) openIndex(ctx context.Context, rel *release, name string) (
 
 // Input returns the file of a package of the repository, for [Unpack].
 func (r *Repository) Input(e Entry) Input {
+	open := r.opening(e.Filename)
 	return Input{
 		Name: e.Filename, SHA256: e.SHA256, Size: e.Size,
-		Open: r.opening(e.Filename),
+		Open: func(ctx context.Context) (io.ReadCloser, error) {
+			f, err := open(ctx)
+			if errors.Is(err, fs.ErrNotExist) {
+				err = fmt.Errorf("%w: the index has it, so the mirror may be half updated: try again later, or another one", pathless(err))
+			}
+			return f, err
+		},
 	}
 }

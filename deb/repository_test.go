@@ -116,6 +116,10 @@ func TestRepository(t *testing.T) {
 		if _, _, err := deb.Unpack(t.Context(), newSpool(t), inputs, nil); err == nil || !strings.Contains(err.Error(), "unpack "+old+": the SHA-256 of the file is") {
 			t.Errorf("%q: a swapped package fails with %v", suffix, err)
 		}
+		delete(files, old)
+		if _, _, err := deb.Unpack(t.Context(), newSpool(t), inputs, nil); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "the mirror may be half updated") {
+			t.Errorf("%q: a package that is not there fails with %v", suffix, err)
+		}
 	}
 }
 
@@ -377,6 +381,9 @@ func TestLists(t *testing.T) {
 	}
 	if _, err := deb.Lists(dir, "amd64", []string{"*"}); err == nil || !strings.Contains(err.Error(), "run apt-get update") {
 		t.Errorf("Lists without any list fails with %v", err)
+	}
+	if _, err := deb.Lists(os.DirFS(filepath.Join(t.TempDir(), "nowhere")), "amd64", []string{"*"}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Lists of a directory that is not there fails with %v", err)
 	}
 	dir[index] = &fstest.MapFile{Data: append(plainIndex, '\n')}
 	if _, err := deb.Lists(dir, "amd64", []string{"*"}); err == nil || !strings.Contains(err.Error(), index+": it is not the one that the release lists") && !strings.Contains(err.Error(), "longer than") {

@@ -261,9 +261,10 @@ func (s *summedReader) drain() error {
 	return err
 }
 
-// pathless takes off the path that an *os.PathError repeats.
+// pathless takes off the path that an *os.PathError repeats. What an error around it says
+// stays.
 func pathless(err error) error {
-	if pe, ok := errors.AsType[*os.PathError](err); ok {
+	if pe, ok := errors.AsType[*os.PathError](err); ok && pe.Error() == err.Error() {
 		return pe.Err
 	}
 	return err

@@ -349,7 +349,8 @@ func (p *packer) readBlocks(ctx context.Context, f fs.File, e *entry, plains cha
 	for i, left := 0, e.Attr.Size; left > 0; i++ {
 		buf := plainBufs.Get().(*[]byte)
 		*buf = (*buf)[:min(left, block.Size)]
-		if _, err := io.ReadFull(f, *buf); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		// These are ReadFull's own errors. One that wraps them is of what decompresses the file.
+		if _, err := io.ReadFull(f, *buf); err == io.EOF || err == io.ErrUnexpectedEOF {
 			return errChanged
 		} else if err != nil {
 			return err

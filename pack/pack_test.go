@@ -272,6 +272,17 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// TestTruncated has a file of which less comes than there is, because it is decompressed
+// on the way, and damaged: nobody has changed it.
+func TestTruncated(t *testing.T) {
+	src := hook(small(t), "d/c")
+	damaged := fmt.Errorf("truncated: %w", io.ErrUnexpectedEOF)
+	src.reader = func(io.Reader) io.Reader { return iotest.ErrReader(damaged) }
+	if err := refused(t, t.Context(), src, &store.Mem{}, nil); !errors.Is(err, damaged) || errors.Is(err, errChanged) {
+		t.Errorf("Run = %v, want %v", err, damaged)
+	}
+}
+
 func TestSymlinkNeedsReadLink(t *testing.T) {
 	err := refused(t, t.Context(), struct{ fs.FS }{Dir(small(t))}, &store.Mem{}, nil)
 	if !strings.Contains(err.Error(), "pack l: ") {

@@ -36,6 +36,10 @@ type FirmwareOptions struct {
 type Finding struct {
 	Path string // in the tree that was given
 	Text string
+
+	// Taken is the file that was taken in its place, in the tree that was given, if
+	// it is left out because they differ, and At the path of both in the result.
+	Taken, At string
 }
 
 func (f Finding) String() string { return f.Path + ": " + f.Text }
@@ -107,7 +111,7 @@ type collector struct {
 }
 
 func (c *collector) found(it *item, format string, args ...any) {
-	c.findings = append(c.findings, Finding{c.given(it.name), fmt.Sprintf(format, args...)})
+	c.findings = append(c.findings, Finding{Path: c.given(it.name), Text: fmt.Sprintf(format, args...)})
 }
 
 // given returns the path of what is at a path of the system in the tree that was
@@ -331,7 +335,10 @@ func (c *collector) place(it *item) error {
 		return fmt.Errorf("compare %s with %s: %w", c.given(was.name), c.given(it.name), err)
 	}
 	if !same {
-		c.found(it, "it is left out for %s, which differs", c.given(was.name))
+		taken := c.given(was.name)
+		c.found(it, "it is left out for %s, which differs", taken)
+		f := &c.findings[len(c.findings)-1]
+		f.Taken, f.At = taken, it.to
 	}
 	return nil
 }

@@ -42,7 +42,7 @@ func Modules(src fs.FS, kver string) (sub fs.FS, found string, err error) {
 	if len(slices.Compact(versions)) == 1 {
 		return nil, "", fmt.Errorf("the modules of the kernel %s are in two directories, %s: leave one of them out", versions[0], strings.Join(dirs, " and "))
 	}
-	return nil, "", fmt.Errorf("there are modules of several kernels in it, %s: say which one", strings.Join(versions, ", "))
+	return nil, "", fmt.Errorf("there are modules of several kernels in it, %s: say which one with --kver", strings.Join(versions, ", "))
 }
 
 // hasModules reports whether a directory is a kernel's, and not what a package of

@@ -293,7 +293,7 @@ func TestFirmwareRefused(t *testing.T) {
 
 // TestFirmwareChanged reads files that are not what their headers said.
 func TestFirmwareChanged(t *testing.T) {
-	src := system(t, "lib/firmware/x.zst = 12345\nlib/firmware/y.zst = 12345")
+	src := system(t, "lib/firmware/x.zst = 12345\nlib/firmware/y.zst = 12345\nlib/firmware/cut.zst = 12345\nlib/firmware/bad.zst = 12345")
 	copy(src["lib/firmware/y.zst"].Data[5:], "\x04") // the content size of a single segment
 	tree, err := sysroot.Firmware(t.Context(), src, nil)
 	if err != nil {
@@ -301,6 +301,14 @@ func TestFirmwareChanged(t *testing.T) {
 	}
 	if data, err := fs.ReadFile(tree, "y"); err == nil {
 		t.Errorf("y reads as %q, want an error", data)
+	}
+	cut, bad := src["lib/firmware/cut.zst"], src["lib/firmware/bad.zst"]
+	cut.Data = cut.Data[:len(cut.Data)-6]
+	bad.Data[len(bad.Data)-1] ^= 1 // of the checksum
+	for name, want := range map[string]string{"cut": "lib/firmware/cut.zst: truncated", "bad": "lib/firmware/bad.zst: damaged", "y": "lib/firmware/y.zst: "} {
+		if data, err := fs.ReadFile(tree, name); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s reads as %q, %v, want an error that begins with %q", name, data, err, want)
+		}
 	}
 	src["lib/firmware/x.zst"].Data = kmodtest.Zstd(t, []byte("123456"))
 	if data, err := fs.ReadFile(tree, "x"); err == nil || !strings.Contains(err.Error(), "not the length") {
@@ -328,7 +336,7 @@ func TestModules(t *testing.T) {
 	for _, c := range []struct{ name, in, kver, want string }{
 		{"none", "usr/share/x = 1", "", "there are no kernel modules in it"},
 		{"not that one", six, "6.2.0", "there are no modules of the kernel 6.2.0 in it"},
-		{"several", six + "usr/lib/modules/6.12/kernel/b.ko = 1", "", "there are modules of several kernels in it, 6.1.0, 6.12: say which one"},
+		{"several", six + "usr/lib/modules/6.12/kernel/b.ko = 1", "", "there are modules of several kernels in it, 6.1.0, 6.12: say which one with --kver"},
 		{"twice", six + "usr/lib/modules/6.1.0/kernel/b.ko = 1", "", "the modules of the kernel 6.1.0 are in two directories"},
 	} {
 		if _, _, err := sysroot.Modules(system(t, c.in), c.kver); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -43,7 +43,7 @@ func (t *FirmwareTree) open(n *node) (fs.File, error) {
 	if n.format == decompress.None {
 		return &openFile{f.File, n}, nil
 	}
-	return &openFile{&exactFile{plainFile: f, left: n.size}, n}, nil
+	return &openFile{&exactFile{plainFile: f, left: n.size, name: n.content}, n}, nil
 }
 
 // Xattrs returns the extended attributes of a file, sorted by name.
@@ -76,13 +76,17 @@ func (f *openFile) Stat() (fs.FileInfo, error) {
 type exactFile struct {
 	*plainFile
 	left int64
+	name string // in the tree below
 }
 
 func (f *exactFile) Read(p []byte) (int, error) {
 	n, err := f.plainFile.Read(p)
 	f.left -= int64(n)
-	if f.left < 0 || err == io.EOF && f.left > 0 {
-		return 0, fmt.Errorf("its plain form has not the length that its header states: it is damaged, or made in a way that the kernel does not read, either")
+	switch {
+	case err != nil && err != io.EOF:
+		return n, fmt.Errorf("%s: %w", f.name, err)
+	case f.left < 0 || err == io.EOF && f.left > 0:
+		return 0, fmt.Errorf("%s: its plain form has not the length that its header states: it is damaged, or made in a way that the kernel does not read, either", f.name)
 	}
 	return n, err
 }

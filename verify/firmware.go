@@ -39,7 +39,6 @@ func (c *moduleCheck) firmware() error {
 	}
 	dir := firmware.New(c.Firmware, c.Kver)
 	classes := map[string][]declaration{}
-	declared, present := 0, 0
 	for _, m := range c.result.Modules {
 		d, err := declarationOf(m, dir)
 		if err != nil {
@@ -48,7 +47,6 @@ func (c *moduleCheck) firmware() error {
 		if d.names == 0 {
 			continue
 		}
-		declared, present = declared+d.names, present+len(d.present)
 		classes[class(m.Path)] = append(classes[class(m.Path)], d)
 		c.packedFirmware(d)
 	}
@@ -58,7 +56,8 @@ func (c *moduleCheck) firmware() error {
 		all = append(all, classes[name]...)
 	}
 	c.packages(all)
-	c.add(Info, "firmware", "", "%d of %d declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", present, declared)
+	names, missing := tally(all)
+	c.add(Info, "firmware", "", "%d of %d declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", names-len(missing), names)
 	return nil
 }
 
@@ -102,28 +101,38 @@ func class(module string) string {
 	return path.Join(parts[:min(depth, len(parts))]...)
 }
 
-// classFirmware tells what the modules of a class have, and what they lack.
-func (c *moduleCheck) classFirmware(class string, all []declaration) {
-	names, lacking := map[string]bool{}, 0
-	var missing []string
+// tally counts the names that modules declare, each once, and lists those that are missing.
+func tally(all []declaration) (names int, missing []string) {
+	seen := map[string]bool{}
 	for _, d := range all {
 		for _, p := range d.present {
-			names[p.Name] = true
+			seen[p.Name] = true
 		}
 		for _, name := range d.missing {
-			names[name] = true
+			seen[name] = true
 		}
+		missing = append(missing, d.missing...)
+	}
+	slices.Sort(missing)
+	return len(seen), slices.Compact(missing)
+}
+
+// classFirmware tells what the modules of a class have, and what they lack.
+func (c *moduleCheck) classFirmware(class string, all []declaration) {
+	lacking := 0
+	for _, d := range all {
 		if len(d.missing) > 0 {
-			missing = append(missing, d.missing...)
 			lacking++
 		}
 	}
-	slices.Sort(missing)
-	missing = slices.Compact(missing)
-	if lacking == 0 {
-		c.add(Info, "firmware", class, "of %d modules, all %d declared names are there", len(all), len(names))
-	} else {
-		c.addNames(Info, "firmware", class, missing, "of %d modules, %d lack some of what they declare: %d of %d names", len(all), lacking, len(missing), len(names))
+	names, missing := tally(all)
+	switch {
+	case lacking == 0:
+		c.add(Info, "firmware", class, "of %s, all %d declared names are there", count(len(all), "module"), names)
+	case len(all) == 1:
+		c.addNames(Info, "firmware", class, missing, "of 1 module, which lacks some of what it declares: %d of %s", len(missing), count(names, "name"))
+	default:
+		c.addNames(Info, "firmware", class, missing, "of %d modules, %d lack some of what they declare: %d of %s", len(all), lacking, len(missing), count(names, "name"))
 	}
 	for _, d := range all {
 		c.moduleFirmware(d)
@@ -226,7 +235,7 @@ func title(packages []firmware.Package) string {
 
 func (c *moduleCheck) supply(s *supply) {
 	f := Finding{Severity: Info, Check: "firmware", Packages: s.Packages, Names: slices.Sorted(maps.Keys(s.names)), Modules: slices.Sorted(maps.Keys(s.modules))}
-	what := fmt.Sprintf("%d missing files: %s (%s)", len(f.Names), some(f.Names), some(f.Modules))
+	what := fmt.Sprintf("%s: %s (%s)", count(len(f.Names), "missing file"), some(f.Names), some(f.Modules))
 	switch {
 	case len(s.Packages) == 0:
 		f.Text = "no package of the index has " + what

@@ -57,7 +57,7 @@ func TestFirmware(t *testing.T) {
 		return Finding{Severity: Info, Check: "firmware", Path: path, Text: text, Names: missing, Present: present}
 	}
 	want := []Finding{
-		info("kernel/drivers/bluetooth", "of 1 modules, all 4 declared names are there", nil),
+		info("kernel/drivers/bluetooth", "of 1 module, all 4 declared names are there", nil),
 		info("kernel/drivers/bluetooth/c.ko", "all 4 declared firmware files are there: linked/zst.fw, plainlink.fw, to.fw, x/zst.fw", nil,
 			Present{"linked/zst.fw", "linked/zst.fw.zst"}, Present{"plainlink.fw", "plainlink.fw"}, Present{"to.fw", "to.fw.zst"}, Present{"x/zst.fw", "x/zst.fw.zst"}),
 		info("kernel/drivers/net/wireless", "of 2 modules, 2 lack some of what they declare: 3 of 9 names: ../up.fw, c-*.fw, gone.fw", []string{"../up.fw", "c-*.fw", "gone.fw"}),
@@ -66,9 +66,9 @@ func TestFirmware(t *testing.T) {
 		info("kernel/drivers/net/wireless/v/a.ko", "2 of 4 declared firmware files are not there: ../up.fw, gone.fw; there are plain.fw, x/packed.fw", []string{"../up.fw", "gone.fw"},
 			Present{"plain.fw", "plain.fw"}, Present{"x/packed.fw", "x/packed.fw.xz"}),
 		// A link to a file that is there only compressed leads nowhere.
-		info("kernel/sound/pci", "of 1 modules, 1 lack some of what they declare: 2 of 2 names: dangling.fw, linked.fw", []string{"dangling.fw", "linked.fw"}),
+		info("kernel/sound/pci", "of 1 module, which lacks some of what it declares: 2 of 2 names: dangling.fw, linked.fw", []string{"dangling.fw", "linked.fw"}),
 		info("kernel/sound/pci/d.ko", "2 of 2 declared firmware files are not there: dangling.fw, linked.fw", []string{"dangling.fw", "linked.fw"}),
-		info("", "10 of 16 declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", nil),
+		info("", "10 of 15 declared names are there. They are hints: some are patterns, drivers make up others as they run, and no file is useless because nobody declares it", nil),
 	}
 	got := firmwareFindings(t, withFirmware(t), &ModulesOptions{Firmware: shipped, Kver: "6.1"})
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -108,21 +108,21 @@ func TestFirmwarePackages(t *testing.T) {
 		}
 	}
 	want := []Finding{
-		{Check: "firmware", Text: "fw-one 1.0 would bring 1 missing files: gone.fw (a, b)",
+		{Check: "firmware", Text: "fw-one 1.0 would bring 1 missing file: gone.fw (a, b)",
 			Packages: []firmware.Package{one}, Names: []string{"gone.fw"}, Modules: []string{"a", "b"}},
-		{Check: "firmware", Text: "fw-one 1.0 with fw-three would bring 1 missing files: dangling.fw (d)",
+		{Check: "firmware", Text: "fw-one 1.0 with fw-three would bring 1 missing file: dangling.fw (d)",
 			Packages: []firmware.Package{one, three}, Names: []string{"dangling.fw"}, Modules: []string{"d"}},
 		{Check: "firmware", Text: "fw-two would bring 2 missing files: c-*.fw, gone.fw (a, b)",
 			Packages: []firmware.Package{two}, Names: []string{"c-*.fw", "gone.fw"}, Modules: []string{"a", "b"}},
-		{Check: "firmware", Text: "fw-three may bring, by a link that the index does not show, 1 missing files: linked.fw (d)",
+		{Check: "firmware", Text: "fw-three may bring, by a link that the index does not show, 1 missing file: linked.fw (d)",
 			Packages: []firmware.Package{three}, Names: []string{"linked.fw"}, Modules: []string{"d"}, Perhaps: true},
-		{Check: "firmware", Text: "no package of the index has 1 missing files: ../up.fw (a)", Names: []string{"../up.fw"}, Modules: []string{"a"}},
+		{Check: "firmware", Text: "no package of the index has 1 missing file: ../up.fw (a)", Names: []string{"../up.fw"}, Modules: []string{"a"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("findings differ (-want +got):\n%s", diff)
 	}
 	text, err := json.Marshal(want[1])
-	const wantText = `{"severity":"info","check":"firmware","text":"fw-one 1.0 with fw-three would bring 1 missing files: dangling.fw (d)","names":["dangling.fw"],` +
+	const wantText = `{"severity":"info","check":"firmware","text":"fw-one 1.0 with fw-three would bring 1 missing file: dangling.fw (d)","names":["dangling.fw"],` +
 		`"packages":[{"name":"fw-one","version":"1.0"},{"name":"fw-three"}],"modules":["d"]}`
 	if string(text) != wantText || err != nil {
 		t.Errorf("as JSON, it is\n%s, %v, want\n%s", text, err, wantText)

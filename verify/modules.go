@@ -237,7 +237,7 @@ func (c *moduleCheck) signatures() error {
 	case len(unsigned) > 0:
 		c.addNames(Warning, "signature", "", unsigned, "%d of %d modules are not signed, and the others are", len(unsigned), all)
 	default:
-		c.add(Info, "signature", "", "all %d modules are signed, by %d signers; whether the kernel has their keys is not known here", all, len(signers))
+		c.add(Info, "signature", "", "all %d modules are signed, by %s; whether the kernel has their keys is not known here", all, count(len(signers), "signer"))
 	}
 	return nil
 }

@@ -81,7 +81,7 @@ func TestModulesOfASoundTree(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{
-		"info: signature: all 2 modules are signed, by 1 signers; whether the kernel has their keys is not known here",
+		"info: signature: all 2 modules are signed, by 1 signer; whether the kernel has their keys is not known here",
 		"info: compression: 1 modules are compressed with xz: the kernel must be able to decompress them, or modprobe; give the kernel's configuration to check that",
 	}
 	if diff := cmp.Diff(want, atLeast(all, Info)); diff != "" {

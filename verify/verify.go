@@ -104,6 +104,14 @@ func some(names []string) string {
 	return fmt.Sprintf("%s and %d more", strings.Join(names[:few-1], ", "), len(names)-few+1)
 }
 
+// count is a number of things as people say it.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // sorted brings what matters most to the front; otherwise the order of the
 // checks stays.
 func (fs findings) sorted() []Finding {

@@ -63,6 +63,9 @@ func (f *indexFlags) places() int {
 }
 
 func (f *indexFlags) check(cmd *cobra.Command, firmware bool) error {
+	if err := notEmpty(cmd, "firmware", "apk-repo", "deb-repo", "deb-lists", "firmware-index"); err != nil {
+		return err
+	}
 	switch {
 	case f.given() && !firmware:
 		return usagef(cmd, "--apk-repo, --deb-repo, --deb-lists and --firmware-index are about what is missing of --firmware, which is not given")
@@ -70,6 +73,10 @@ func (f *indexFlags) check(cmd *cobra.Command, firmware bool) error {
 		return usagef(cmd, "--apk-repo, --deb-repo and --deb-lists do not go together")
 	case f.debRepo != "" && f.debSuite == "":
 		return usagef(cmd, "missing flag: --deb-suite, such as bookworm")
+	case f.apkKeys != nil && f.apkRepo == "":
+		return usagef(cmd, "--apk-key is for --apk-repo")
+	case f.ofDebRepo() && f.debRepo == "":
+		return usagef(cmd, "--deb-suite, --deb-component, --deb-keyring and --deb-any-date are for --deb-repo")
 	case f.places() == 0 && f.globs != nil:
 		return usagef(cmd, "--firmware-package is for --apk-repo, --deb-repo or --deb-lists")
 	}

@@ -68,11 +68,11 @@ func TestVerifyTellsPackagesOfAlpine(t *testing.T) {
 		return append([]string{"verify", "--objects", "none", "--firmware", firmware}, append(more, modules)...)
 	}
 	want := []string{
-		"info: firmware: kernel/drivers/net/ethernet: of 1 modules, 1 lack some of what they declare: 2 of 4 names: e100/a.bin, e100/b.bin",
+		"info: firmware: kernel/drivers/net/ethernet: of 1 module, which lacks some of what it declares: 2 of 4 names: e100/a.bin, e100/b.bin",
 		"info: firmware: kernel/drivers/net/ethernet/e100.ko: 2 of 4 declared firmware files are not there: e100/a.bin, e100/b.bin; there are link/packed.bin, there.bin",
-		"info: firmware: linux-firmware-amdgpu 20250509-r0 would bring 1 missing files: amdgpu/?.bin (amdgpu)",
+		"info: firmware: linux-firmware-amdgpu 20250509-r0 would bring 1 missing file: amdgpu/?.bin (amdgpu)",
 		"info: firmware: linux-firmware-e100 20250509-r0 would bring 2 missing files: e100/a.bin, e100/b.bin (amdgpu, e100)",
-		"info: firmware: no package of the index has 1 missing files: nowhere.bin (amdgpu)",
+		"info: firmware: no package of the index has 1 missing file: nowhere.bin (amdgpu)",
 	}
 	for _, place := range []string{r.dir, r.url} {
 		out := mustRun(t, "overmount", args("--apk-repo", place, "--apk-arch", "x86_64", "--apk-key", r.keys, "--firmware-index", index)...)
@@ -116,6 +116,9 @@ func TestVerifyTellsPackagesOfAlpine(t *testing.T) {
 		"no firmware":        {[]string{"verify", "--firmware-index", index, modules}, exitUsage, "--firmware, which is not given"},
 		"two places":         {args("--apk-repo", r.dir, "--deb-lists", "x"), exitUsage, "do not go together"},
 		"packages of nobody": {args("--firmware-package", "x", "--firmware-index", index), exitUsage, "--firmware-package is for"},
+		"empty":              {args("--firmware-index", ""), exitUsage, "--firmware-index is empty"},
+		"key of nothing":     {args("--apk-key", "x"), exitUsage, "--apk-key is for --apk-repo"},
+		"suite of nothing":   {args("--deb-suite", "x"), exitUsage, "--deb-suite, --deb-component, --deb-keyring and --deb-any-date are for --deb-repo"},
 		"no suite":           {args("--deb-repo", "x"), exitUsage, "--deb-suite"},
 		"a bad glob":         {args("--deb-lists", "x", "--firmware-package", "[x"), exitUsage, "[x"},
 	} {
@@ -153,8 +156,8 @@ func TestVerifyTellsPackagesOfDebian(t *testing.T) {
 	}
 	lines := map[string]string{
 		"a":     "info: firmware: firmware-a%s would bring 2 missing files: e100/a.bin, e100/b.bin (amdgpu, e100)",
-		"tools": "info: firmware: amd-tools%s would bring 1 missing files: amdgpu/?.bin (amdgpu)",
-		"none":  "info: firmware: no package of the index has 1 missing files: nowhere.bin (amdgpu)",
+		"tools": "info: firmware: amd-tools%s would bring 1 missing file: amdgpu/?.bin (amdgpu)",
+		"none":  "info: firmware: no package of the index has 1 missing file: nowhere.bin (amdgpu)",
 		"none2": "info: firmware: no package of the index has 2 missing files: amdgpu/?.bin, nowhere.bin (amdgpu)",
 	}
 	place := func(contents bool) (dir string) {

@@ -13,19 +13,21 @@ import (
 	"overmount/pack"
 )
 
+// openDeclaring opens a manifest that says which firmware its modules declare.
+func (a *app) openDeclaring(ctx context.Context, file string) (*manifest.Manifest, error) {
+	m, err := a.openManifest(ctx, file)
+	if err == nil && !m.HasModules() {
+		err = fmt.Errorf("%s does not say which firmware its modules declare: pack it with --kind modules", shown(file))
+	}
+	return m, err
+}
+
 // firmwareFor returns the part of a firmware tree that the modules of a manifest
 // declare, and says what it leaves out. Declared names are hints, so all that lies in
 // the directory of a declared file stays, too; of the files at the top, which belong
 // to many drivers, only the declared ones. What a symlink that stays leads to stays, and of a
 // directory that one leads to, the files.
-func (a *app) firmwareFor(ctx context.Context, tree fs.FS, modules string) (fs.FS, error) {
-	m, err := a.openManifest(ctx, modules)
-	if err != nil {
-		return nil, err
-	}
-	if !m.HasModules() {
-		return nil, fmt.Errorf("%s does not say which firmware its modules declare: pack it with --kind modules", shown(modules))
-	}
+func (a *app) firmwareFor(tree fs.FS, m *manifest.Manifest) (fs.FS, error) {
 	s := selection{tree: tree, files: map[string]bool{}, dirs: map[string]bool{}, whole: map[string]bool{}}
 	if err := s.declared(firmware.New(tree, m.Tag(manifest.TagKver)), m); err != nil {
 		return nil, err
@@ -37,7 +39,7 @@ func (a *app) firmwareFor(ctx context.Context, tree fs.FS, modules string) (fs.F
 	if left.files == 0 {
 		return tree, nil
 	}
-	a.warnf("--for-modules leaves out %d files, %s, in: %s", left.files, humanBytes(left.bytes), strings.Join(left.places(), ", "))
+	a.warnf("--for-modules leaves out %s, %s, in: %s", count(int64(left.files), "file", "files"), humanBytes(left.bytes), strings.Join(left.places(), ", "))
 	return pack.Without(tree, s.drops), nil
 }
 

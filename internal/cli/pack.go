@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"overmount/archive"
 	"overmount/block"
 	"overmount/depmod"
 	"overmount/kmod"
@@ -34,6 +36,7 @@ type packFlags struct {
 	packages     packageFlags
 	keepPacked   bool // firmware as it is compressed
 	forModules   string
+	modules      *manifest.Manifest // forModules, once it is open
 	sign         signFlags
 }
 
@@ -69,6 +72,11 @@ and notes what the modules say of themselves.
 
 With --sign, the signature is written to OUT.fl.minisig, as "overmount sign" does.
 Who changes the manifest afterwards, also its stores, has to sign again.
+
+With --json, the result is an object: manifest, files, others, bytes, blocks, objects,
+object_bytes, new_objects, new_bytes, seconds; with --sign, signature and serial. With
+--dry-run, it is one for each package: name, version, size, and sha256 if the index has
+it; the last one has packages, how many, and bytes.
 
 ` + exitCodes,
 		Example: `  overmount pack -m modules.fl -s dir:///srv/objects --kind modules /lib/modules/6.1.0-56-amd64
@@ -125,6 +133,11 @@ func (a *app) pack(cmd *cobra.Command, f *packFlags, sources []string) error {
 	}
 	opts.Routes = routes
 	start := time.Now()
+	if f.forModules != "" {
+		if f.modules, err = a.openDeclaring(cmd.Context(), f.forModules); err != nil { // before much is fetched
+			return err
+		}
+	}
 	src, err := a.openSource(cmd, f, sources)
 	if err != nil {
 		return err
@@ -168,6 +181,12 @@ func (a *app) packOptions(cmd *cobra.Command, f *packFlags) (*pack.Options, erro
 	}
 	if err := notCompressed(f.meta); err != nil {
 		return nil, usagef(cmd, "-m: %w", err)
+	}
+	if info, err := os.Stat(f.meta); err == nil && info.IsDir() {
+		return nil, usagef(cmd, "-m %s: it is a directory", f.meta)
+	}
+	if _, err := os.Stat(filepath.Dir(f.meta)); err != nil { // before anything is fetched
+		return nil, fmt.Errorf("create manifest %s: %w", f.meta, pathless(err))
 	}
 	if err := f.sign.checkOptional(cmd); err != nil {
 		return nil, err
@@ -231,6 +250,8 @@ type packSource struct {
 	dir  string          // empty for packages
 	list []lockedPackage // of packages
 	done func() error
+
+	owner func(name string) string // the package that a path is from; nil for a directory
 }
 
 // close frees what packages take. Nothing that was packed depends on it.
@@ -247,7 +268,7 @@ func (a *app) openSource(cmd *cobra.Command, f *packFlags, sources []string) (*p
 		if err != nil {
 			return nil, fmt.Errorf("pack: %w", err)
 		}
-		return &packSource{FS: u.FS, name: f.packages.String(), list: u.list, done: u.close}, nil
+		return &packSource{FS: u.FS, name: f.packages.String(), list: u.list, done: u.close, owner: u.owner}, nil
 	}
 	source := sources[0]
 	if info, err := os.Stat(source); err != nil {
@@ -269,19 +290,55 @@ func (a *app) packSource(cmd *cobra.Command, f *packFlags, src *packSource, opts
 	case "modules":
 		return a.packModules(cmd, f, src, opts)
 	case "firmware":
-		t, err := sysroot.Firmware(cmd.Context(), src.FS, &sysroot.FirmwareOptions{KeepCompressed: f.keepPacked})
-		if err != nil {
-			return nil, fmt.Errorf("pack %s: %w", src.name, err)
-		}
-		for _, found := range t.Findings {
-			a.warnf("%v", found)
-		}
-		if f.forModules != "" {
-			return a.firmwareFor(cmd.Context(), t, f.forModules)
-		}
-		return t, nil
+		return a.packFirmware(cmd.Context(), f, src)
 	}
 	return src.FS, nil
+}
+
+func (a *app) packFirmware(ctx context.Context, f *packFlags, src *packSource) (fs.FS, error) {
+	t, err := sysroot.Firmware(ctx, src.FS, &sysroot.FirmwareOptions{KeepCompressed: f.keepPacked})
+	if err == nil {
+		err = checkFirmware(t, src.owner)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pack %s: %w", src.name, err)
+	}
+	for _, found := range t.Findings {
+		a.warnf("%v", found)
+	}
+	if f.modules != nil {
+		return a.firmwareFor(t, f.modules)
+	}
+	return t, nil
+}
+
+// checkFirmware fails for what has no firmware at all, and for packages that have
+// different files which become one: in lib/firmware and in usr/lib/firmware, or
+// compressed and plain. owner is nil for a directory.
+func checkFirmware(t *sysroot.FirmwareTree, owner func(name string) string) error {
+	list, err := fs.ReadDir(t, ".")
+	switch {
+	case err != nil:
+		return err
+	case len(list) == 0 && owner == nil:
+		return errors.New("there is no firmware in it: it is empty")
+	case len(list) == 0:
+		return errors.New("there is no firmware in it: a package that only depends on others has none itself")
+	case owner == nil:
+		return nil
+	}
+	var all archive.ConflictError
+	for _, f := range t.Findings {
+		if f.Taken != "" && owner(f.Taken) != owner(f.Path) {
+			all.Conflicts = append(all.Conflicts, archive.Conflict{
+				Path: f.At, Owners: [2]string{owner(f.Taken), owner(f.Path)}, What: [2]string{f.Taken, f.Path},
+			})
+		}
+	}
+	if len(all.Conflicts) > 0 {
+		return &all
+	}
+	return nil
 }
 
 func (a *app) packModules(cmd *cobra.Command, f *packFlags, src *packSource, opts *pack.Options) (fs.FS, error) {
@@ -350,7 +407,7 @@ func (a *app) packed(meta string, s pack.Summary, took time.Duration, c signatur
 	if s.ObjectBytes > 0 {
 		ratio = float64(s.Bytes) / float64(s.ObjectBytes)
 	}
-	fmt.Fprintf(a.Stdout, "packed   %d files, %s, and %d directories, links and others\n", s.Files, humanBytes(s.Bytes), s.Others)
+	fmt.Fprintf(a.Stdout, "packed   %s\n", countTree(s))
 	fmt.Fprintf(a.Stdout, "objects  %d, %s (ratio %.2f): %d new, %s; %d known\n",
 		s.Objects, humanBytes(s.ObjectBytes), ratio, s.NewObjects, humanBytes(s.NewBytes), s.Objects-s.NewObjects)
 	fmt.Fprintf(a.Stdout, "time     %.2f s, %s/s\n", took.Seconds(), humanBytes(int64(float64(s.Bytes)/max(took.Seconds(), 1e-3))))

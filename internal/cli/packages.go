@@ -52,11 +52,13 @@ content lies in one unnamed temporary file meanwhile (TMPDIR, or /var/tmp).
 
   --apk-repo PLACE GLOB...   packages of an Alpine repository, a URL or directory,
                              by name, with those of the same source package that they
-                             depend on; GLOB with ! before it takes away
+                             depend on
   --apk FILE...              single packages of Alpine
   --deb-repo PLACE GLOB...   packages of a Debian repository, a URL or directory, by
                              name; needs --deb-suite, and the program gpgv
   --deb FILE...              single packages of Debian
+
+A GLOB with ! before it, behind others, takes away what it matches.
 
 Alpine's are trusted because --apk-key has signed them, a repository of Debian
 because a key in --deb-keyring has signed it. Single packages of Debian have no
@@ -100,6 +102,11 @@ func (f *packageFlags) given() bool {
 	return f.apkRepo != "" || f.debRepo != "" || len(f.apks)+len(f.debs) > 0
 }
 
+// ofDebRepo reports whether there are flags that say something of a repository of Debian.
+func (f *packageFlags) ofDebRepo() bool {
+	return f.debKeyrings != nil || f.debSuite != "" || f.debComponents != nil || f.debAnyDate
+}
+
 // debArch is Debian's name of an architecture, given Go's.
 func debArch(goarch string) string {
 	if goarch == "386" {
@@ -109,6 +116,9 @@ func debArch(goarch string) string {
 }
 
 func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
+	if err := notEmpty(cmd, "apk-repo", "deb-repo", "deb-lists", "lock"); err != nil {
+		return err
+	}
 	kinds := 0
 	for _, given := range []bool{f.apkRepo != "", f.debRepo != "", len(f.apks) > 0, len(f.debs) > 0} {
 		if given {
@@ -122,7 +132,7 @@ func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
 		return usagef(cmd, "--lock, --dry-run and --apk-key are for packages: --apk-repo, --apk, --deb-repo or --deb")
 	case f.apkKeys != nil && f.apkRepo == "" && len(f.apks) == 0:
 		return usagef(cmd, "--apk-key is for --apk-repo and --apk")
-	case (f.debKeyrings != nil || f.debSuite != "" || f.debComponents != nil || f.debAnyDate) && f.debRepo == "":
+	case f.ofDebRepo() && f.debRepo == "":
 		return usagef(cmd, "--deb-suite, --deb-component, --deb-keyring and --deb-any-date are for --deb-repo: a single package of Debian has no signature")
 	case f.debLists != "" && len(f.debs) == 0:
 		return usagef(cmd, "--deb-lists is for --deb")
@@ -138,10 +148,22 @@ func (f *packageFlags) check(cmd *cobra.Command, sources []string) error {
 	return nil
 }
 
+// notEmpty fails for flags that are given with an empty word, as of a variable that is not
+// set: that must not mean that nothing is checked.
+func notEmpty(cmd *cobra.Command, flags ...string) error {
+	for _, name := range flags {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return usagef(cmd, "--%s is empty", name)
+		}
+	}
+	return nil
+}
+
 // unpackedPackages are the files of packages. It is to be closed.
 type unpackedPackages struct {
 	fs.FS
 	list  []lockedPackage
+	owner func(name string) string // the package that a path is from
 	close func() error
 }
 
@@ -222,17 +244,16 @@ func (f *packageFlags) keys(host string) (apk.Keys, error) {
 // opener opens a repository at a URL or in a directory.
 func (a *app) opener(place string) (o apk.Opener, done func(), err error) {
 	if !isURL(place) {
+		if scheme, _, is := strings.Cut(place, "://"); is {
+			return nil, nil, fmt.Errorf("repository %s://…: want a directory, http://HOST/PATH or https://HOST/PATH", scheme)
+		}
 		return apk.Dir(place), func() {}, nil
 	}
-	var opts httpclient.Options
 	auth, err := a.httpAuth()
 	if err != nil {
 		return nil, nil, err
 	}
-	if auth != nil {
-		opts.Wrap = auth.Transport
-	}
-	dir, err := webdir.New(place, opts)
+	dir, err := webdir.New(place, webdir.Options{Client: httpclient.Options{Wrap: auth.Transport}, Hint: auth.Hint})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -308,7 +329,7 @@ func indexedDebs(entries []deb.Entry) []lockedPackage {
 }
 
 func apkTree(tree *apk.Tree) *unpackedPackages {
-	u := &unpackedPackages{FS: tree, close: tree.Close}
+	u := &unpackedPackages{FS: tree, owner: tree.Owner, close: tree.Close}
 	for _, p := range tree.Packages {
 		u.list = append(u.list, lockedPackage{p.Name, p.Version, hex.EncodeToString(p.SHA256[:]), p.Size})
 	}
@@ -339,7 +360,7 @@ func (a *app) unpackDebFiles(ctx context.Context, f *packageFlags, opts archive.
 	if f.debLists != "" {
 		var err error
 		if lists, err = deb.Lists(os.DirFS(f.debLists), f.debArch, []string{"*"}); err != nil {
-			return nil, fmt.Errorf("lists of apt in %s: %w", f.debLists, err)
+			return nil, fmt.Errorf("%s: %w", f.debLists, err)
 		}
 	}
 	var inputs []deb.Input
@@ -348,7 +369,7 @@ func (a *app) unpackDebFiles(ctx context.Context, f *packageFlags, opts archive.
 		if f.debLists != "" {
 			var err error
 			if in, err = deb.Known(in, lists); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%w in %s for the architecture %s: apt-get download fetches one that they have", err, f.debLists, f.debArch)
 			}
 		}
 		inputs = append(inputs, in)
@@ -367,7 +388,7 @@ func (a *app) unpackDebs(ctx context.Context, opts archive.Options, inputs []deb
 	if err != nil {
 		return nil, errors.Join(err, spool.Close())
 	}
-	u := &unpackedPackages{FS: tree, close: spool.Close}
+	u := &unpackedPackages{FS: tree, owner: tree.Owner, close: spool.Close}
 	for _, p := range found {
 		u.list = append(u.list, lockedPackage{p.Package, p.Version, p.SHA256, p.Size})
 	}
@@ -398,12 +419,44 @@ func (a *app) openDebRepo(ctx context.Context, f *packageFlags, globs []string) 
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	entries, err := repo.Packages(ctx, globs)
+	entries, err := selectDebs(ctx, repo, globs)
 	if err != nil {
 		done()
 		return nil, nil, nil, f.debRepoError(err)
 	}
 	return repo, entries, done, nil
+}
+
+// selectDebs returns the packages whose names globs match, without those that globs with
+// "!" before them do.
+func selectDebs(ctx context.Context, repo *deb.Repository, globs []string) ([]deb.Entry, error) {
+	var take, away []string
+	for _, glob := range globs {
+		name, not := strings.CutPrefix(glob, "!")
+		switch {
+		case not && len(take) == 0:
+			return nil, fmt.Errorf("%q takes away from the names before it, and there are none: put it behind them", glob)
+		case not:
+			away = append(away, name)
+		default:
+			take = append(take, glob)
+		}
+	}
+	entries, err := repo.Packages(ctx, take)
+	if err != nil {
+		return nil, err
+	}
+	for _, glob := range away {
+		all := len(entries)
+		entries = slices.DeleteFunc(entries, func(e deb.Entry) bool { return deb.Match([]string{glob}, e.Package) })
+		if len(entries) == all {
+			return nil, fmt.Errorf("%q takes nothing away: no package that is selected matches it", "!"+glob)
+		}
+	}
+	if len(entries) == 0 {
+		return nil, errors.New("no package is selected")
+	}
+	return entries, nil
 }
 
 // debRepoError says which repository it is, and the way out.
@@ -427,7 +480,11 @@ func (a *app) unpackDebRepo(ctx context.Context, f *packageFlags, opts archive.O
 	for _, e := range entries {
 		inputs = append(inputs, repo.Input(e))
 	}
-	return a.unpackDebs(ctx, opts, inputs)
+	u, err := a.unpackDebs(ctx, opts, inputs)
+	if err != nil {
+		return nil, fmt.Errorf("repository %s: %w", shown(f.debRepo), err)
+	}
+	return u, nil
 }
 
 // listPackages is --dry-run. Of a repository, nothing but the index is fetched. It
@@ -460,6 +517,9 @@ func (a *app) listPackages(ctx context.Context, f *packageFlags, kind string, so
 	if err := a.printPackages(list); err != nil {
 		return err
 	}
+	if _, err := os.Stat(f.lock); f.lock != "" && errors.Is(err, fs.ErrNotExist) {
+		a.warnf("there is no lock file %s to compare with; without --dry-run it is written", f.lock)
+	}
 	return f.checkLock(list)
 }
 
@@ -484,7 +544,7 @@ func (a *app) printPackages(list []lockedPackage) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.Stdout, "%d packages, %s\n", len(list), humanBytes(total))
+	_, err := fmt.Fprintf(a.Stdout, "%s, %s\n", count(int64(len(list)), "package", "packages"), humanBytes(total))
 	return err
 }
 

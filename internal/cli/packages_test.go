@@ -238,6 +238,73 @@ func TestLockFirst(t *testing.T) {
 	}
 }
 
+// TestPackageSources holds what is told of sources that cannot be what was meant, and that
+// nothing is packed of them.
+func TestPackageSources(t *testing.T) {
+	r := newAlpine(t, "firmware")
+	work := t.TempDir()
+	put := func(name, path, content string) string {
+		p := debtest.Package{Name: name, Files: []debtest.Entry{{Name: "./" + path, Content: content}}}
+		file := filepath.Join(work, p.File())
+		write(t, file, p.Bytes(t))
+		return file
+	}
+	lib, usr, packed := put("lib", "lib/firmware/a.bin", "1"), put("usr", "usr/lib/firmware/a.bin", "2"), put("packed", "lib/firmware/a.bin.xz", string(kmodtest.XZ(t, []byte("3"))))
+	meta := filepath.Join(work, "fw.fl")
+	alpine := []string{"--apk-key", r.keys, "--apk-arch", "x86_64", "--apk-repo", r.dir}
+	for name, c := range map[string]struct {
+		args []string
+		code int
+		want string
+	}{
+		"empty lock":           {append(alpine, "linux-firmware", "--lock", ""), 2, "--lock is empty"},
+		"empty lists":          {[]string{"--deb-lists", "", "--deb", lib}, 2, "--deb-lists is empty"},
+		"empty repository":     {[]string{"--apk-repo", "", "x"}, 2, "--apk-repo is empty"},
+		"other scheme":         {[]string{"--apk-key", r.keys, "--apk-repo", "ftp://user:secret@host/x", "x"}, 1, "repository ftp://…: want a directory, http://HOST/PATH"},
+		"no lists":             {[]string{"--deb-lists", filepath.Join(work, "nowhere"), "--deb", lib}, 1, "no such file"},
+		"lock that is none":    {append(alpine, "linux-firmware", "--lock", work), 1, "lock file: "},
+		"the meta package":     {[]string{"--apk-key", r.keys, "--apk", filepath.Join(r.dir, "x86_64/linux-firmware-20250509-r0.apk")}, 1, "there is no firmware in it"},
+		"an empty directory":   {[]string{t.TempDir()}, 1, "there is no firmware in it: it is empty"},
+		"modules of no tree":   {[]string{"--for-modules", filepath.Join(work, "none.fl"), "--deb", filepath.Join(work, "none.deb")}, 1, "none.fl"},
+		"lib and usr/lib":      {[]string{"--deb", lib, usr}, 1, "a.bin: in lib_1.0_all it is lib/firmware/a.bin, in usr_1.0_all it is usr/lib/firmware/a.bin"},
+		"plain and compressed": {[]string{"--deb", lib, packed}, 1, "a.bin: in lib_1.0_all it is lib/firmware/a.bin, in packed_1.0_all it is lib/firmware/a.bin.xz"},
+	} {
+		out := run(t, "overmount", append([]string{"pack", "-m", meta, "-s", "dir://" + filepath.Join(work, "objects"), "--kind", "firmware"}, c.args...)...)
+		if out.code != c.code || !strings.Contains(out.stderr, c.want) || strings.Contains(out.stderr, "secret") || out.stdout != "" {
+			t.Errorf("%s: exit code %d, %q, %q, want %d and %q", name, out.code, out.stdout, out.stderr, c.code, c.want)
+		}
+	}
+	if _, err := os.Stat(meta); err == nil {
+		t.Error("a manifest was written")
+	}
+	for at, code := range map[string]int{work: exitUsage, filepath.Join(work, "nowhere/fw.fl"): 1} {
+		out := run(t, "overmount", "pack", "-m", at, "-s", "dir://"+filepath.Join(work, "objects"), "--kind", "firmware", "--deb", filepath.Join(work, "none.deb"))
+		if out.code != code || !strings.Contains(out.stderr, at) {
+			t.Errorf("a manifest at %s: exit code %d, %q, want %d, and that place before the package that is not there", at, out.code, out.stderr, code)
+		}
+	}
+	out := run(t, "overmount", append([]string{"pack", "--dry-run", "--lock", filepath.Join(work, "none.lock"), "busybox"}, alpine...)...)
+	if out.code != 0 || !strings.Contains(out.stdout, "\n1 package, ") || !strings.Contains(out.stderr, "there is no lock file") {
+		t.Errorf("--dry-run without a lock file: exit code %d, %q, %q, want one package, and that there is none", out.code, out.stdout, out.stderr)
+	}
+}
+
+// TestLockOfTwo has a package of two architectures in a lock file.
+func TestLockOfTwo(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "lock")
+	amd64, arm64 := lockedPackage{"a", "1", strings.Repeat("a", 64), 1}, lockedPackage{"a", "1", strings.Repeat("b", 64), 2}
+	if err := writeLock(file, []lockedPackage{amd64, arm64}); err != nil {
+		t.Fatal(err)
+	}
+	if err := checkLock(file, []lockedPackage{arm64, amd64}); err != nil {
+		t.Errorf("checkLock of what was written = %v", err)
+	}
+	arm64.Size++
+	if err := checkLock(file, []lockedPackage{arm64, amd64}); err == nil || !strings.Contains(err.Error(), "a 1 has other bytes") {
+		t.Errorf("checkLock of another = %v, want that it has other bytes", err)
+	}
+}
+
 func TestPackDebian(t *testing.T) {
 	work := t.TempDir()
 	module := func(text string) string {
@@ -472,6 +539,19 @@ func TestPackDebianRepository(t *testing.T) {
 	mustRun(t, "overmount", args(server.URL+"/debian", keyring, "--deb-component", "main", "--dry-run", "firmware-*")...)
 	if out := run(t, "overmount", args(server.URL+"/debian", keyring, "--deb-component", "contrib", "firmware-*")...); out.code != 1 || !strings.Contains(out.stderr, "in contrib: it has the architectures all amd64, and the components main") {
 		t.Errorf("of another component: exit code %d, %q", out.code, out.stderr)
+	}
+	if out := mustRun(t, "overmount", "pack", "--dry-run", "--deb-repo", filepath.Join(work, "debian"), "--deb-suite", "bookworm", "--deb-arch", "amd64", "--deb-keyring", keyring,
+		"firmware-*", "!*-b"); !strings.Contains(out, "firmware-a ") || strings.Contains(out, "firmware-b") || !strings.Contains(out, "\n1 package, ") {
+		t.Errorf("without firmware-b: %q", out)
+	}
+	for want, globs := range map[string][]string{
+		`"!firmware-c" takes nothing away`:               {"firmware-*", "!firmware-c"},
+		`"!firmware-b" takes away from the names before`: {"!firmware-b", "firmware-*"},
+		"no package is selected":                         {"firmware-*", "!firmware-*"},
+	} {
+		if out := run(t, "overmount", args(server.URL+"/debian", keyring, globs...)...); out.code != 1 || !strings.Contains(out.stderr, want) {
+			t.Errorf("%s: exit code %d, %q, want 1 and %q", globs, out.code, out.stderr, want)
+		}
 	}
 	// An old one, as a mirror that is no longer fed.
 	r.Fields = "Date: Thu, 25 Dec 2014 00:00:00 UTC\nValid-Until: Thu, 01 Jan 2015 00:00:00 UTC\n"

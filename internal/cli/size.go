@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/dustin/go-humanize"
+
+	"overmount/pack"
 )
 
 // size is a flag of a number of bytes, as 4GiB. Below 0 it is not set.
@@ -26,6 +28,19 @@ func (s *size) String() string {
 }
 
 func (s *size) Type() string { return "size" }
+
+// count is a number of things as people say it.
+func count(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// countTree is what a manifest has, as people say it. Its root is one of the directories.
+func countTree(s pack.Summary) string {
+	return count(s.Files, "file", "files") + ", " + humanBytes(s.Bytes) + ", and " + count(s.Others, "directory", "directories, links and others")
+}
 
 // humanBytes shows a number of bytes to a person.
 func humanBytes(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -74,7 +74,6 @@ func (a *app) unpacked(target string, s pack.Summary, skipped int64, took time.D
 			"skipped": skipped, "seconds": took.Seconds(),
 		})
 	}
-	_, err := fmt.Fprintf(a.Stdout, "unpacked %d files, %s, and %d directories, links and others to %s in %.2f s\n",
-		s.Files, humanBytes(s.Bytes), s.Others, target, took.Seconds())
+	_, err := fmt.Fprintf(a.Stdout, "unpacked %s to %s in %.2f s\n", countTree(s), target, took.Seconds())
 	return err
 }

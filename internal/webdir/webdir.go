@@ -18,11 +18,21 @@ import (
 type Dir struct {
 	base   *url.URL
 	client *httpclient.Client
+	hint   func(*http.Request) string
+}
+
+// Options are the options of [New]. Zero means the default.
+type Options struct {
+	Client httpclient.Options
+
+	// Hint, if set, says what may help where a server refuses a request with 401 or
+	// 403; it is a part of the error.
+	Hint func(*http.Request) string
 }
 
 // New returns what is below an http or https URL, to be closed. User, password and
 // query of the URL are sent with each request, and are in no error.
-func New(base string, o httpclient.Options) (*Dir, error) {
+func New(base string, o Options) (*Dir, error) {
 	u, err := url.Parse(base)
 	if err != nil {
 		return nil, errors.New("the URL cannot be parsed")
@@ -30,7 +40,7 @@ func New(base string, o httpclient.Options) (*Dir, error) {
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("%s: want http://HOST/PATH or https://HOST/PATH", shown(u))
 	}
-	return &Dir{u, httpclient.New(o)}, nil
+	return &Dir{u, httpclient.New(o.Client), o.Hint}, nil
 }
 
 // Close closes idle connections.
@@ -70,14 +80,19 @@ func (d *Dir) get(ctx context.Context, from string) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch resp.StatusCode {
-	case http.StatusOK:
+	if resp.StatusCode == http.StatusOK {
 		return resp.Body, nil
-	case http.StatusNotFound, http.StatusGone:
-		err = fmt.Errorf("the server answers %s (%w)", resp.Status, fs.ErrNotExist)
-	default:
-		err = fmt.Errorf("the server answers %s", resp.Status)
 	}
 	resp.Body.Close()
-	return nil, err
+	return nil, d.refused(resp)
+}
+
+func (d *Dir) refused(resp *http.Response) error {
+	switch code := resp.StatusCode; {
+	case code == http.StatusNotFound || code == http.StatusGone:
+		return fmt.Errorf("the server answers %s (%w)", resp.Status, fs.ErrNotExist)
+	case d.hint != nil && (code == http.StatusUnauthorized || code == http.StatusForbidden):
+		return fmt.Errorf("the server answers %s: %s", resp.Status, d.hint(resp.Request))
+	}
+	return fmt.Errorf("the server answers %s", resp.Status)
 }

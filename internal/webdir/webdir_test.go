@@ -12,7 +12,6 @@ import (
 
 	"overmount/apk"
 	"overmount/apk/apktest"
-	"overmount/internal/httpclient"
 	"overmount/internal/webdir"
 )
 
@@ -20,7 +19,7 @@ var _ apk.Opener = (*webdir.Dir)(nil)
 
 func open(t *testing.T, base string) *webdir.Dir {
 	t.Helper()
-	d, err := webdir.New(base, httpclient.Options{})
+	d, err := webdir.New(base, webdir.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,8 +97,16 @@ func TestOpen(t *testing.T) {
 			t.Errorf("Open(%q) = %v, with a secret", name, err)
 		}
 	}
+	d, err = webdir.New(srv.URL+"/d", webdir.Options{Hint: func(r *http.Request) string { return "try a password for " + r.URL.Path }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, err := d.Open(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "401 Unauthorized: try a password for /d/x") {
+		t.Errorf("without a password, Open = %v, want the hint", err)
+	}
 	for _, base := range []string{"ftp://me:secret@host/?secret", "http://me:secret@[::1", "/dir"} {
-		if _, err := webdir.New(base, httpclient.Options{}); err == nil || strings.Contains(err.Error(), "secret") {
+		if _, err := webdir.New(base, webdir.Options{}); err == nil || strings.Contains(err.Error(), "secret") {
 			t.Errorf("New(%q) = %v, want an error without a secret", base, err)
 		}
 	}
