@@ -45,6 +45,17 @@ func (m mem) Open(_ context.Context, name string) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
+// refusing is a repository on a server that refuses what is not there.
+type refusing struct{ mem }
+
+func (m refusing) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	f, err := m.mem.Open(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("the server answers 403 for %s (%w)", name, fs.ErrPermission)
+	}
+	return f, nil
+}
+
 // sha1Signer and the others make each key once for all tests.
 var (
 	sha1Signer   = onceSigner(crypto.SHA1)
@@ -166,6 +177,25 @@ func TestRepository(t *testing.T) {
 		if err := tree.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestServerThatRefuses opens a repository on servers that say 403 for all that is not
+// there.
+func TestServerThatRefuses(t *testing.T) {
+	dir, s := t.TempDir(), sha256Signer()
+	apktest.Repository(t, dir, s, apktest.Package{Name: "a", Version: "1-r0"})
+	index, err := os.ReadFile(filepath.Join(dir, "x86_64/APKINDEX.tar.gz"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, place := range []string{"", "x86_64/"} {
+		if _, err := apk.Open(t.Context(), refusing{mem{place + "APKINDEX.tar.gz": index}}, keysOf(t, s), "x86_64"); err != nil {
+			t.Errorf("Open of a repository with an index at %q: %v", place, err)
+		}
+	}
+	if _, err := apk.Open(t.Context(), refusing{}, keysOf(t, s), "x86_64"); err == nil || !strings.HasPrefix(err.Error(), "index x86_64/APKINDEX.tar.gz: the server answers 403") {
+		t.Errorf("Open where all is refused: %v", err)
 	}
 }
 

@@ -45,16 +45,24 @@ func Open(ctx context.Context, o Opener, keys Keys, arch string) (*Repository, e
 	if arch == "" {
 		dirs = dirs[1:]
 	}
+	var refused error // some servers refuse what is not there
 	for _, dir := range dirs {
 		r := &Repository{opener: o, keys: keys, dir: dir}
 		err := r.open(ctx)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		if err == nil {
+			return r, nil
 		}
-		if err != nil {
-			return nil, fmt.Errorf("index %s: %w", r.path(indexName), err)
+		named := fmt.Errorf("index %s: %w", r.path(indexName), err)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, fs.ErrPermission):
+			refused = cmp.Or(refused, named)
+		default:
+			return nil, named
 		}
-		return r, nil
+	}
+	if refused != nil {
+		return nil, refused
 	}
 	for _, dir := range dirs {
 		name := path.Join(dir, "Packages.adb")

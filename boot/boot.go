@@ -170,7 +170,11 @@ func (b *Boot) takeLock() error {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
-		return fmt.Errorf("another boot holds %s: it is at work, or serves the mounts (%w)", f.Name(), err)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("another boot holds %s: it is at work, or serves its mounts; before the next one, end it: "+
+				"\"overmount umount %s\", and the same for %s", f.Name(), b.c.ModulesDir, b.c.FirmwareDir)
+		}
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	b.lock = f
 	// What waits for the ready file must not take that of a boot that has died.
@@ -199,7 +203,7 @@ func (b *Boot) Misled(err error) {
 // Run does the steps, once. It returns when all is done that can be done now; the
 // report says how far that was. It fails only if the context ends.
 func (b *Boot) Run(ctx context.Context) error {
-	b.try("firmware", b.keepStage1)
+	b.try("stage-1 firmware", b.keepStage1)
 	b.getAll(ctx, b.places())
 	b.devices(ctx)
 	return ctx.Err()

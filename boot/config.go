@@ -104,37 +104,37 @@ func Default() *Config {
 // A setting is a field by its name.
 type setting struct {
 	name  string
-	value any // *string, *bool, *uint64, *time.Duration or *[]string
-	oneOf []string
+	value any                     // *string, *bool, *uint64, *time.Duration or *[]string
+	check func(text string) error // of a *string; nil if any will do
 }
 
 func (c *Config) settings() []setting {
 	return []setting{
-		{"base", &c.Base, nil},
-		{"modules", &c.Modules, nil},
-		{"firmware", &c.Firmware, nil},
-		{"pubkey", &c.Pubkey, nil},
+		{"base", &c.Base, isPlace},
+		{"modules", &c.Modules, isPlace},
+		{"firmware", &c.Firmware, isPlace},
+		{"pubkey", &c.Pubkey, isGiven},
 		{"modules-serial", &c.ModulesSerial, nil},
 		{"firmware-serial", &c.FirmwareSerial, nil},
-		{"kver", &c.Kver, nil},
-		{"modules-dir", &c.ModulesDir, nil},
-		{"firmware-dir", &c.FirmwareDir, nil},
-		{"stage1-firmware", &c.Stage1Firmware, nil},
-		{"cache", &c.Cache, nil},
+		{"kver", &c.Kver, isVersion},
+		{"modules-dir", &c.ModulesDir, isDir},
+		{"firmware-dir", &c.FirmwareDir, isDir},
+		{"stage1-firmware", &c.Stage1Firmware, isDirOrNone},
+		{"cache", &c.Cache, isDirOrNone},
 		{"cache-size", &c.CacheSize, nil},
-		{"kept", &c.Kept, nil},
-		{"embedded", &c.Embedded, nil},
+		{"kept", &c.Kept, isDir},
+		{"embedded", &c.Embedded, isDirOrNone},
 		{"network-wait", &c.NetworkWait, nil},
 		{"settle-timeout", &c.SettleTimeout, nil},
 		{"read-timeout", &c.ReadTimeout, nil},
-		{"prefetch", &c.Prefetch, []string{"pack", "plan", "none"}},
-		{"coldplug", &c.Coldplug, []string{"auto", "udev", "own", "none"}},
+		{"prefetch", &c.Prefetch, oneOf("pack", "plan", none)},
+		{"coldplug", &c.Coldplug, oneOf("auto", "udev", "own", none)},
 		{"writable", &c.Writable, nil},
 		{"keep-lower", &c.KeepLower, nil},
 		{"depmod", &c.Depmod, nil},
 		{"load", &c.Load, nil},
-		{"record", &c.Record, nil},
-		{"run-dir", &c.RunDir, nil},
+		{"record", &c.Record, isDirOrNone},
+		{"run-dir", &c.RunDir, isDir},
 	}
 }
 
@@ -169,8 +169,10 @@ func hint(name string, names []string) string {
 func (s setting) set(text string) (err error) {
 	switch v := s.value.(type) {
 	case *string:
-		if s.oneOf != nil && !slices.Contains(s.oneOf, text) {
-			return fmt.Errorf("want one of %s, not %.40q", strings.Join(s.oneOf, ", "), text)
+		if s.check != nil {
+			if err := s.check(text); err != nil {
+				return err
+			}
 		}
 		*v = text
 	case *bool:
@@ -191,6 +193,53 @@ func (s setting) set(text string) (err error) {
 		*v = strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' })
 	}
 	return nil
+}
+
+func oneOf(words ...string) func(text string) error {
+	return func(text string) error {
+		if !slices.Contains(words, text) {
+			return fmt.Errorf("want one of %s, not %.40q", strings.Join(words, ", "), text)
+		}
+		return nil
+	}
+}
+
+// isPlace fails for the URL of what is no web server. It does not repeat it: there may
+// be a password in it.
+func isPlace(text string) error {
+	if scheme, _, ok := strings.Cut(text, "://"); ok && !origin.IsURL(text) {
+		return fmt.Errorf("want a path or an http(s) URL, not one of %.10s", scheme)
+	}
+	return nil
+}
+
+// isGiven fails for nothing, which would take away a key that the file asks for.
+func isGiven(text string) error {
+	if text == "" {
+		return errors.New("it is empty")
+	}
+	return nil
+}
+
+func isVersion(text string) error {
+	if !kmod.IsVersion(text) {
+		return fmt.Errorf("%.80q is no version of a kernel", text)
+	}
+	return nil
+}
+
+func isDir(text string) error {
+	if !filepath.IsAbs(text) {
+		return fmt.Errorf("want an absolute path, not %.80q", text)
+	}
+	return nil
+}
+
+func isDirOrNone(text string) error {
+	if !given(text) {
+		return nil
+	}
+	return isDir(text)
 }
 
 // maxConfig is the length of the longest configuration file, in bytes.
@@ -331,15 +380,15 @@ func (c *Config) fill() error {
 		}
 	}
 	c.Writable = c.Writable || c.Depmod
-	if !kmod.IsVersion(c.Kver) {
-		return fmt.Errorf("%.80q is no version of a kernel", c.Kver)
+	if err := isVersion(c.Kver); err != nil {
+		return err
 	}
 	for _, s := range []*string{&c.Modules, &c.Firmware, &c.ModulesDir, &c.FirmwareDir} {
 		*s = strings.ReplaceAll(*s, "{kver}", c.Kver)
 	}
 	for _, dir := range []string{c.ModulesDir, c.FirmwareDir, c.RunDir, c.Kept} {
-		if !filepath.IsAbs(dir) {
-			return fmt.Errorf("directory %q: want an absolute path", dir)
+		if err := isDir(dir); err != nil {
+			return fmt.Errorf("directory: %w", err)
 		}
 	}
 	if !given(c.Modules) && !given(c.Firmware) {

@@ -79,6 +79,11 @@ func TestBadSettings(t *testing.T) {
 		`load = [1]`:               "list of words",
 		`base = 1.5`:               "want a text",
 		`base = `:                  "line 1",
+		`base = "s3://k:pw@h/b"`:   "base: want a path or an http(s) URL, not one of s3",
+		`kver = "../etc"`:          "kver: \"../etc\" is no version of a kernel",
+		`modules-dir = "lib"`:      "modules-dir: want an absolute path, not \"lib\"",
+		`cache = "none "`:          "cache: want an absolute path",
+		`pubkey = ""`:              "pubkey: it is empty",
 		strings.Repeat("#", 2<<20): "longer",
 	} {
 		file := filepath.Join(t.TempDir(), "overmount.toml")
@@ -106,12 +111,18 @@ func TestBadSettings(t *testing.T) {
 // A wrong word on the command line keeps no other from being taken.
 func TestBadCommandLine(t *testing.T) {
 	c := Default()
-	err := c.ReadCommandLine("overmount.nonsense=1 overmount.bsae=1 overmount.base=https://web.example overmount.network-wait=soon")
-	if err == nil || !strings.Contains(err.Error(), "nonsense") || !strings.Contains(err.Error(), "mean base?") || !strings.Contains(err.Error(), "network-wait") {
-		t.Errorf("ReadCommandLine: %v, want both named", err)
+	c.Pubkey, c.Kver = "/key", "6.1.0"
+	wrong := []string{"nonsense=1", "bsae=1", "network-wait=soon", "kver=../etc", "run-dir=run", "modules=ftp://x/y", "pubkey="}
+	err := c.ReadCommandLine("overmount." + strings.Join(wrong, " overmount.") + " overmount.base=https://web.example")
+	for _, w := range wrong {
+		if name, _, _ := strings.Cut(w, "="); err == nil || !strings.Contains(err.Error(), "overmount."+name+": ") {
+			t.Errorf("ReadCommandLine: %v, want %s named", err, name)
+		}
 	}
-	if c.Base != "https://web.example" {
-		t.Errorf("base = %q", c.Base)
+	want := Default()
+	want.Base, want.Pubkey, want.Kver = "https://web.example", "/key", "6.1.0"
+	if diff := cmp.Diff(want, c); diff != "" {
+		t.Errorf("settings (-want +got):\n%s", diff)
 	}
 }
 

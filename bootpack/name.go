@@ -2,7 +2,6 @@ package bootpack
 
 import (
 	"encoding/hex"
-	"io/fs"
 	"slices"
 	"strings"
 
@@ -23,9 +22,11 @@ func Class(modaliases []string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// IsClass reports whether a text can be a class: it becomes a part of a file's name.
+// IsClass reports whether a text is what Class can return. It becomes a part of a
+// file's name, and under another name no machine would look for a pack.
 func IsClass(text string) bool {
-	return fs.ValidPath(text) && text != "." && len(text) <= 128 && !strings.Contains(text, "/")
+	const digits = "0123456789abcdef"
+	return text == AnyClass || len(text) == 16 && strings.Trim(text, digits) == ""
 }
 
 // Name returns what a pack is published as, in the directory of its manifest, whose

@@ -2,6 +2,8 @@ package initramfs
 
 import (
 	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"io"
 	"io/fs"
 	"os"
@@ -170,7 +172,8 @@ func TestSharesAddUp(t *testing.T) {
 
 func TestRefuses(t *testing.T) {
 	modules := kernel(t)
-	private := filepath.Join(t.TempDir(), "secret.key")
+	private, text := filepath.Join(t.TempDir(), "secret.key"), filepath.Join(t.TempDir(), "text")
+	write(t, text, "not a program\n")
 	write(t, private, "untrusted comment: minisign encrypted secret key\nRWRTY0Iyz8kmPMKrqk6DCtlO9a33akKiaOQG1aLolqDxs52qvPoAAAACAAAAAAAAAEAAAAAA\n")
 	for want, change := range map[string]func(o *Options){
 		"key: ":                               func(o *Options) { o.Keys = []string{private} },
@@ -178,6 +181,7 @@ func TestRefuses(t *testing.T) {
 		"is not a directory":                  func(o *Options) { o.Include = []Include{{From: o.Program, To: "/bin/overmount/x"}} },
 		"want an absolute path in the image":  func(o *Options) { o.Include = []Include{{From: o.Program, To: "bin/x"}} },
 		"no such file or directory":           func(o *Options) { o.Config = "/nonexistent" },
+		"text is no program: neither an ELF":  func(o *Options) { o.Busybox = text },
 		"there is no udevadm in":              func(o *Options) { o.Udev = filepath.Dir(o.Program) },
 		"an image needs an /init":             func(o *Options) { o.Init = "" },
 		`kernel version "": want one`:         func(o *Options) { o.Kver = "" },
@@ -187,6 +191,33 @@ func TestRefuses(t *testing.T) {
 		change(o)
 		if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("New: %v, want an error with %q", err, want)
+		}
+	}
+}
+
+// An image for another machine with the program of this one would not start.
+func TestOtherMachine(t *testing.T) {
+	dir := kernel(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for machine, want := range map[elf.Machine]string{elf.EM_X86_64: "", elf.EM_386: "", elf.EM_RISCV: "is a program for riscv, and the modules are for x86_64"} {
+		o := options(t, dir, "virtio")
+		o.Program = filepath.Join(t.TempDir(), "program")
+		program := slices.Clone(head)
+		order := binary.ByteOrder(binary.LittleEndian)
+		if program[elf.EI_DATA] == byte(elf.ELFDATA2MSB) {
+			order = binary.BigEndian
+		}
+		order.PutUint16(program[18:], uint16(machine))
+		write(t, o.Program, string(program))
+		if got := strings.Join(image(t, o).Warnings, "; "); !strings.HasSuffix(got, want) || (got == "") != (want == "") {
+			t.Errorf("a program for %v: warnings %q, want %q", machine, got, want)
 		}
 	}
 }

@@ -1,8 +1,10 @@
 package initramfs
 
 import (
+	"bytes"
 	"cmp"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,9 @@ import (
 func (im *Image) addProgram(p *Part, root, name, file string) error {
 	file, err := inRoot(root, file)
 	if err != nil {
+		return err
+	}
+	if err := im.checkProgram(filepath.Join(root, file)); err != nil {
 		return err
 	}
 	if err := im.hostFile(p, name, 0o755, filepath.Join(root, file)); err != nil {
@@ -38,6 +43,50 @@ func (im *Image) addProgram(p *Part, root, name, file string) error {
 	}
 	return nil
 }
+
+// checkProgram fails for what no kernel can run, and warns of what that of the modules
+// cannot: an image is made on one machine for another, and the program that lies at
+// hand is for this one.
+func (im *Image) checkProgram(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, 20)
+	n, err := io.ReadFull(f, head)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	switch {
+	case bytes.HasPrefix(head[:n], []byte("#!")):
+		return nil
+	case n < len(head) || !bytes.HasPrefix(head, []byte(elf.ELFMAG)):
+		return fmt.Errorf("%s is no program: neither an ELF file nor a script", file)
+	}
+	if its, modules := machineOf(head), im.Stage1.machine(); !runs(modules, its) {
+		im.Warnings = append(im.Warnings, fmt.Sprintf("%s is a program for %s, and the modules are for %s", file, machineName(its), machineName(modules)))
+	}
+	return nil
+}
+
+// machineOf is the machine in the header of an ELF file, of which these are the first
+// 20 bytes at least.
+func machineOf(file []byte) elf.Machine {
+	if file[elf.EI_DATA] == byte(elf.ELFDATA2MSB) {
+		return elf.Machine(binary.BigEndian.Uint16(file[18:]))
+	}
+	return elf.Machine(binary.LittleEndian.Uint16(file[18:]))
+}
+
+// runs reports whether a kernel for one machine runs programs for another: those with 64
+// bits run those of their kind with 32.
+func runs(kernel, program elf.Machine) bool {
+	return kernel == program || kernel == elf.EM_NONE ||
+		kernel == elf.EM_X86_64 && program == elf.EM_386 || kernel == elf.EM_AARCH64 && program == elf.EM_ARM
+}
+
+func machineName(m elf.Machine) string { return strings.ToLower(strings.TrimPrefix(m.String(), "EM_")) }
 
 // addLibrary adds a library, unless another program brought it. Programs of two
 // systems may need two different ones of one name, which cannot be.

@@ -3,6 +3,7 @@ package initramfs
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,12 +31,21 @@ type Stage1 struct {
 	NoFirmware []string
 
 	builtin func(name string) bool
+	odd     []string // warnings
 }
 
 // Has reports whether the kernel has a module before the mounts: as a file of stage 1,
 // or built in.
 func (s *Stage1) Has(name string) bool {
 	return s.builtin(name) || slices.ContainsFunc(s.Modules, func(m Module) bool { return m.Name == name })
+}
+
+// machine is that of the modules, EM_NONE if there are none.
+func (s *Stage1) machine() elf.Machine {
+	if len(s.Modules) == 0 {
+		return elf.EM_NONE
+	}
+	return machineOf(s.Modules[0].plain)
 }
 
 // A Module is one of stage 1.
@@ -129,7 +139,7 @@ type selection struct {
 	resolver *kmod.Resolver
 
 	names   map[string]bool // of modules that are files
-	refused map[string]bool
+	refused map[string]bool // false as long as there was none to leave out
 	absent  map[string]bool
 	load    []string // whatever devices there are
 }
@@ -145,7 +155,7 @@ func (s *selection) add(ctx context.Context, item string) error {
 		return s.set(ctx, other)
 	}
 	if name, ok := strings.CutPrefix(item, "-"); ok {
-		s.refused[strings.ReplaceAll(name, "-", "_")] = true
+		s.refused[strings.ReplaceAll(name, "-", "_")] = false
 		return nil
 	}
 	if strings.HasSuffix(item, "/") {
@@ -235,7 +245,7 @@ func (s *selection) stage1() (*Stage1, error) {
 		return nil, errors.New("stage 1: this kernel has no fuse, neither as a module nor built in, and mounts need it")
 	}
 	delete(s.absent, "af_packet") // other clients do without
-	maps.DeleteFunc(s.names, func(name string, _ bool) bool { return s.refused[name] })
+	maps.DeleteFunc(s.names, func(name string, _ bool) bool { return s.refuses(name) })
 	s.addWeakdeps()
 	needed, err := s.resolver.Closure(slices.Sorted(maps.Keys(s.names))...)
 	if err != nil {
@@ -254,7 +264,32 @@ func (s *selection) stage1() (*Stage1, error) {
 		plain := strings.TrimSuffix(n.Path, kmod.Suffix(n.Path)) + ".ko"
 		out.Modules = append(out.Modules, Module{Name: n.Module, Path: plain, Soft: n.Soft, source: n.Path})
 	}
+	out.odd = s.odd(out)
 	return out, nil
+}
+
+// refuses reports whether a module was refused, and notes that this was of use.
+func (s *selection) refuses(name string) bool {
+	if _, ok := s.refused[name]; !ok {
+		return false
+	}
+	s.refused[name] = true
+	return true
+}
+
+// odd is what whoever refused modules may not have meant.
+func (s *selection) odd(out *Stage1) (warnings []string) {
+	for _, name := range slices.Sorted(maps.Keys(s.refused)) {
+		switch {
+		case name == "fuse" && !out.Has(name):
+			warnings = append(warnings, "stage 1: fuse is left out, and without it nothing can be mounted")
+		case slices.ContainsFunc(out.Modules, func(m Module) bool { return m.Name == name }):
+			warnings = append(warnings, fmt.Sprintf("stage 1: %s is not left out: other modules need it", name))
+		case !s.refused[name]:
+			warnings = append(warnings, fmt.Sprintf("stage 1: there is no %s to leave out", name))
+		}
+	}
+	return warnings
 }
 
 // addWeakdeps adds what the modules may ask the kernel for while they run.
@@ -269,7 +304,7 @@ func (s *selection) addWeakdeps() {
 				continue // a weak one
 			}
 			for _, other := range found {
-				if !s.names[other] && !s.refused[other] && s.module(other) {
+				if !s.names[other] && !s.refuses(other) && s.module(other) {
 					todo = append(todo, other)
 				}
 			}
@@ -327,6 +362,7 @@ func (im *Image) addStage1(ctx context.Context, o *Options) error {
 	if err := s.read(ctx, o.Modules); err != nil {
 		return err
 	}
+	im.Warnings = append(im.Warnings, s.odd...)
 	im.warnOfOtherKernels(o.Kver)
 	dir := path.Join("lib/modules", o.Kver)
 	p := im.part("modules")

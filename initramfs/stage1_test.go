@@ -64,6 +64,22 @@ func TestSelectSaysWhatThisKernelLacks(t *testing.T) {
 	}
 }
 
+// What was left out, and perhaps not meant so, is said.
+func TestLeftOut(t *testing.T) {
+	dir := kernel(t)
+	for list, want := range map[string]string{
+		"virtio,-virtio_net":  "",
+		"virtio,-virtio-netz": "stage 1: there is no virtio_netz to leave out",
+		"virtio,-virtio":      "stage 1: virtio is not left out: other modules need it",
+		"virtio,-fuse":        "stage 1: fuse is left out, and without it nothing can be mounted",
+	} {
+		im := image(t, options(t, dir, strings.Split(list, ",")...))
+		if got := strings.Join(im.Warnings, "; "); got != want {
+			t.Errorf("%s: warnings %q, want %q", list, got, want)
+		}
+	}
+}
+
 func TestSelectRefuses(t *testing.T) {
 	dir := kernel(t)
 	for item, want := range map[string]string{

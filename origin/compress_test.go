@@ -128,6 +128,11 @@ func TestFetchCompressedAndSigned(t *testing.T) {
 	if want := "manifest " + s.URL + "/m.fl.zst is refused: it is not signed: there is no " + s.URL + "/m.fl.minisig"; !errors.Is(err, origin.ErrUnsigned) || err.Error() != want {
 		t.Errorf("Fetch without a signature: %v, want %s", err, want)
 	}
+	delete(s.files, "m.fl.zst")
+	_, err = f.Fetch(t.Context(), s.URL+"/m.fl.zst", dir, key.trust())
+	if want := "manifest " + s.URL + "/m.fl.zst: the server answers 404 Not Found"; !errors.Is(err, fs.ErrNotExist) || errors.Is(err, origin.ErrRefused) || err.Error() != want {
+		t.Errorf("Fetch of what is not there: %v, want %s", err, want)
+	}
 }
 
 // While a manifest is replaced, or after who did it was killed, its file of signatures

@@ -1,6 +1,7 @@
 package origin
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,8 +142,8 @@ func (d *download) run(ctx context.Context) (Copy, error) {
 	}
 	if d.t.Key != nil {
 		var err error
-		if d.sig, err = d.signature(ctx, d.place); errors.Is(err, ErrRefused) {
-			return Copy{}, err
+		if d.sig, err = d.signature(ctx, d.place); errors.Is(err, ErrUnsigned) {
+			return Copy{}, cmp.Or(d.absent(ctx), err)
 		}
 		if err != nil {
 			return Copy{}, fmt.Errorf("signature: %w", err)
@@ -152,6 +153,19 @@ func (d *download) run(ctx context.Context) (Copy, error) {
 		}
 	}
 	return d.manifest(ctx)
+}
+
+// absent returns an error if the server says that there is no manifest either: whoever
+// has not published it has not forgotten to sign it.
+func (d *download) absent(ctx context.Context) error {
+	resp, err := d.ask(ctx, d.place, accepting(d.place))
+	if err == nil {
+		resp.Body.Close()
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // signed reports, with nil, that the signature that just came is that of the

@@ -152,7 +152,7 @@ type Stats struct {
 	Blocks    int64         // that were read, each once
 	Reads     int64         // requests of the kernel
 	ReadBytes int64         // that these asked for
-	Hits      int64         // Reads of what was fetched ahead and not in the page cache
+	Hits      int64         // Blocks that had been fetched ahead and were not in the page cache
 	Failed    int64         // Reads that failed
 	Waited    time.Duration // of all Reads together
 

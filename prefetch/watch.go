@@ -35,7 +35,7 @@ func (p *Prefetcher) span(ino manifest.Ino, off int64, n int) (first, last int32
 }
 
 // noteRead counts a read, and returns which of its blocks were not read before, as
-// places in accesses. It is a hit if all were fetched ahead.
+// places in accesses. Those of them that were fetched ahead are hits.
 func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64) (news []int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -45,19 +45,18 @@ func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64)
 		p.opened = append(p.opened, ino)
 	}
 	f.Reads++
-	hit := true
 	for i := first; i <= last; i++ {
 		at := place{ino, i}
 		begin := int64(i) * block.Size
 		bytes := min(off+n, begin+block.Size, p.m.Attr(ino).Size) - max(off, begin)
 		p.stats.ReadBytes += bytes
 		f.ReadBytes += bytes
-		hit = hit && p.had[at]
 		index, again := p.read[at]
 		if !again {
 			f.Blocks++
 			if p.had[at] {
 				f.Hits++
+				p.stats.Hits++
 			}
 			index = p.firstRead(at)
 			news = append(news, index)
@@ -65,9 +64,6 @@ func (p *Prefetcher) noteRead(ino manifest.Ino, first, last int32, off, n int64)
 		if index < len(p.accesses) {
 			p.accesses[index].Bytes += bytes
 		}
-	}
-	if hit {
-		p.stats.Hits++
 	}
 	return news
 }

@@ -8,6 +8,7 @@
 package atomicfile
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -40,6 +41,9 @@ func Create(path string, perm fs.FileMode) (*File, error) {
 		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
 		if os.IsExist(err) {
 			continue
+		}
+		if pe, ok := errors.AsType[*fs.PathError](err); ok {
+			pe.Path = path // the name that somebody knows
 		}
 		if err != nil {
 			return nil, err

@@ -1,6 +1,8 @@
 package atomicfile
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -67,6 +69,15 @@ func TestFailedRenameLeavesNothing(t *testing.T) {
 	}
 	if got := names(t, dir); len(got) != 1 || got[0] != "taken" {
 		t.Errorf("directory holds %v, want only the directory that was there", got)
+	}
+}
+
+// The error is about the name that the caller knows.
+func TestErrorNamesTheFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "none", "file")
+	_, err := Create(name, 0o644)
+	if pe, ok := errors.AsType[*fs.PathError](err); !ok || pe.Path != name || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("Create in no directory: %v, want an error that names %s", err, name)
 	}
 }
 

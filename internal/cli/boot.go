@@ -69,6 +69,7 @@ that does not exist, or a wrong value there or in the environment, nothing is do
 What is wrong on the command line, which nobody can mend by then, and a variable that
 does not exist are left out and reported: step settings, with the name that may have
 been meant.
+With a public key that cannot be read nothing is done, wherever it stands.
 
   base             URL or directory with modules-{kver}.fl and firmware.fl
   modules          manifest, by URL or path, or none (default from base). NAME.fl.zst,
@@ -88,16 +89,17 @@ been meant.
   settle-timeout   how long devices may take (default 120s)
   read-timeout     how long a read waits for a store (default 90s)
   prefetch         pack (the boot pack beside the manifest; where there is none,
-                   plan), plan (what the devices' modaliases ask for), both with
-                   what a module needs when it begins to be read, or none
-                   (default pack)
+                   and udev loads the drivers, plan), plan (what the devices'
+                   modaliases ask for), both with what a module needs when it
+                   begins to be read, or none (default pack)
   coldplug         auto, udev, own or none (default auto)
   writable         true: modules take changes, in memory, as for "depmod -a"
   keep-lower       true: what was in both directories stays visible below
   depmod           true: make the indexes anew, for modules that keep-lower shows;
                    this reads all modules, over the network, and implies writable
   load             list of modules to load in the end
-  record           directory for records of what was read, for "overmount profile"
+  record           directory for records of what was read until the last step ended,
+                   modules.record and firmware.record, for "overmount profile"
   run-dir          directory for report, log and lock (default /run/overmount)
 
 ` + exitCodes,
@@ -139,6 +141,9 @@ func (a *app) bootSettings(f *bootFlags) (c *boot.Config, wrong, err error) {
 }
 
 func (a *app) boot(cmd *cobra.Command, f *bootFlags) error {
+	if f.strict && f.foreground {
+		return usagef(cmd, "--strict is for a boot that ends, and --foreground stays")
+	}
 	config, wrong, err := a.bootSettings(f)
 	if err != nil {
 		return err

@@ -17,7 +17,6 @@ import (
 	"overmount/firmware"
 	"overmount/kmod"
 	"overmount/manifest"
-	"overmount/origin"
 )
 
 // packWait is how long the drivers may wait for the boot pack. It comes in one
@@ -27,8 +26,8 @@ const packWait = 3 * time.Second
 // prefetch begins to fetch what this machine will ask for.
 func (m *machine) prefetch(ctx context.Context) (string, error) {
 	if m.config.Prefetch == "pack" {
-		if n := m.packs(ctx); n > 0 {
-			return fmt.Sprintf("%d blocks of boot packs", n), nil
+		if note := m.packs(ctx); note != "" {
+			return note, nil
 		}
 	}
 	k := m.mounted(boot.Modules)
@@ -55,7 +54,8 @@ func (m *machine) prefetch(ctx context.Context) (string, error) {
 	if fw := m.mounted(boot.Firmware); fw != nil {
 		fw.inBackground(ctx, files)
 	}
-	return fmt.Sprintf("%d modules, %d bytes, and %d firmware files, %d bytes", len(modules), plan.ModuleBytes(), len(files), plan.FirmwareBytes()), nil
+	return fmt.Sprintf("%s, %s, and %s, %s", counted(len(modules), "module"), humanBytes(plan.ModuleBytes()),
+		counted(len(files), "firmware file"), humanBytes(plan.FirmwareBytes())), nil
 }
 
 func (k *bootMount) inBackground(ctx context.Context, files []string) {
@@ -65,13 +65,13 @@ func (k *bootMount) inBackground(ctx context.Context, files []string) {
 	}()
 }
 
-// packs takes the boot packs of both mounts, and returns how many blocks they had
-// when they were in, or when the wait for them was over.
-func (m *machine) packs(ctx context.Context) int {
+// packs takes the boot packs of both mounts, and says what they had when they were in,
+// or that the wait for them was over. It says nothing if there are none.
+func (m *machine) packs(ctx context.Context) (note string) {
 	var blocks [2]int
 	var done sync.WaitGroup
 	for i, kind := range []string{boot.Modules, boot.Firmware} {
-		if k := m.mounted(kind); k != nil && origin.IsURL(k.url) {
+		if k := m.mounted(kind); k != nil {
 			done.Go(func() {
 				blocks[i] = m.pack(ctx, kind, k)
 			})
@@ -84,12 +84,15 @@ func (m *machine) packs(ctx context.Context) int {
 	}()
 	select {
 	case <-all:
-		return blocks[0] + blocks[1]
 	case <-time.After(packWait):
-		return 1 // they are on their way
+		return "boot packs are on their way"
 	case <-ctx.Done():
-		return 0
+		return ""
 	}
+	if n := blocks[0] + blocks[1]; n > 0 {
+		return counted(n, "block") + " of boot packs"
+	}
+	return ""
 }
 
 // pack takes the boot pack of a mount, and returns how many blocks it had.
@@ -167,7 +170,7 @@ func (m *machine) depmod(ctx context.Context) (string, error) {
 		return "", err
 	}
 	m.indexed = true
-	return fmt.Sprintf("%d modules", len(r.Modules)), nil
+	return counted(len(r.Modules), "module"), nil
 }
 
 // byUdev reports whether udev loads the drivers.

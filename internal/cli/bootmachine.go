@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"sync"
 	"time"
@@ -181,14 +180,15 @@ func (m *machine) mount(ctx context.Context, kind, file, dir string) (boot.Mount
 	}
 	k := &bootMount{log: m.log, url: m.placeOf(kind)}
 	f := m.mountFlags(kind, file)
-	k.opened, err = f.openContent(m.app, man, m.log)
-	if _, ofFile := errors.AsType[*fs.PathError](err); ofFile && f.cacheDir != "" {
-		m.log.Warn("going on without a cache of objects", "kind", kind, "error", err)
+	if k.opened, err = f.openContent(m.app, man, m.log); err != nil {
+		// If it was the cache, drivers are worth more than that.
 		f.cacheDir = ""
-		k.opened, err = f.openContent(m.app, man, m.log)
-	}
-	if err != nil {
-		return nil, err
+		opened, again := f.openContent(m.app, man, m.log)
+		if again != nil {
+			return nil, err
+		}
+		m.log.Warn("going on without a cache of objects", "kind", kind, "error", err)
+		k.opened = opened
 	}
 	k.fetcher = prefetch.New(k.tree, &prefetch.Options{Closure: kind == boot.Modules && m.config.Prefetch != "none", Firmware: declaredTo{m}, Record: m.config.Record != ""})
 	var kernel prefetch.PageCache

@@ -97,7 +97,7 @@ func (a *app) coldplug(cmd *cobra.Command, f *coldplugFlags) error {
 	}
 	r, err := d.coldplug(cmd.Context(), f.settle)
 	if err != nil {
-		return fmt.Errorf("coldplug: %w", err)
+		return fmt.Errorf("coldplug with the modules in %s: %w", f.dir, err)
 	}
 	return a.coldplugged(r)
 }
@@ -151,8 +151,8 @@ func (r *coldplugResult) drivers() []boot.Driver {
 
 func (r *coldplugResult) String() string {
 	loaded, declined, failed := r.split()
-	return fmt.Sprintf("%d modules loaded, %d not needed, %d failed, %d waiting; %d of %d devices have a driver",
-		loaded, declined, len(failed), len(r.waiting), r.bound, r.devices)
+	return fmt.Sprintf("%s loaded, %d not needed, %d failed, %d waiting; %d of %d devices have a driver",
+		counted(loaded, "module"), declined, len(failed), len(r.waiting), r.bound, r.devices)
 }
 
 // config reads modprobe.d and the kernel command line of this machine.
@@ -293,7 +293,7 @@ func (a *app) coldplugged(r *coldplugResult) error {
 	case len(r.waiting) > 0:
 		return exitError{exitPartly, fmt.Errorf("still on their way: %s", strings.Join(r.waiting, ", "))}
 	case len(failed) > 0:
-		return exitError{exitPartly, fmt.Errorf("%d modules could not be loaded, the first: %w", len(failed), failed[0].Err)}
+		return exitError{exitPartly, fmt.Errorf("%s could not be loaded, the first: %w", counted(len(failed), "module"), failed[0].Err)}
 	}
 	return nil
 }

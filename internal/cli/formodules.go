@@ -39,7 +39,7 @@ func (a *app) firmwareFor(tree fs.FS, m *manifest.Manifest) (fs.FS, error) {
 	if left.files == 0 {
 		return tree, nil
 	}
-	a.warnf("--for-modules leaves out %s, %s, in: %s", count(int64(left.files), "file", "files"), humanBytes(left.bytes), strings.Join(left.places(), ", "))
+	a.warnf("--for-modules leaves out %s, %s, in: %s", counted(left.files, "file"), humanBytes(left.bytes), strings.Join(left.places(), ", "))
 	return pack.Without(tree, s.drops), nil
 }
 

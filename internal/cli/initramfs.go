@@ -68,7 +68,7 @@ is the same of lib/firmware. The modules of --stage1 are a list with commas of:
   all-ethernet  all drivers of Ethernet cards, but wireless and USB ones
   DIR/          all modules below a directory, as kernel/drivers/net/phy/
   NAME          a module or an alias; it is loaded whatever hardware there is
-  -NAME         not this module, although a set has it
+  -NAME         not this module, although a set has it, unless others need it
 
 With --busybox the image starts with a script, which loads of these modules what
 the hardware asks for, gets an address by DHCP, and starts /etc/overmount/start
@@ -81,9 +81,8 @@ libraries, also one of --program; what --include names comes as it is.
 
 With --config, the image has /etc/overmount.toml for "overmount boot"; one that boot
 would refuse is refused here. With --key it has the keys for its pubkey. A manifest
-that is included as /usr/share/overmount/NAME, with its signature NAME.minisig,
-stands in when no server answers; NAME is the last part of its URL, as
-modules-KVER.fl.
+that is included as /usr/share/overmount/NAME, with its signature NAME.minisig, stands
+in when no server answers; NAME is the last part of its URL, as modules-KVER.fl.
 
 The same inputs give the same image. Times in it are those of SOURCE_DATE_EPOCH,
 or 0. It says what each part costs; "compressed" is an estimate, a tenth too high.
@@ -188,6 +187,9 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 		return nil, err
 	}
 	modules, err := a.openModules(cmd, &f.trust, f.meta, f.timeout)
+	if err == nil {
+		err = notOf(modules.m, "firmware", f.meta)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +199,11 @@ func (a *app) initramfsOptions(cmd *cobra.Command, f *initramfsFlags) (*initramf
 	o.Modules, o.Kver = modules.fs(cmd.Context()), modules.kver
 	if f.firmware != "" {
 		firmware, err := a.openModules(cmd, &f.trust, f.firmware, f.timeout)
+		if err == nil {
+			err = notOf(firmware.m, "modules", f.firmware)
+		}
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("firmware: %w", err)
 		}
 		o.Firmware = firmware.fs(cmd.Context())
 	}
@@ -241,6 +246,9 @@ func (f *initramfsFlags) odd(im *initramfs.Image) (warnings []string) {
 	}
 	if key := strings.TrimPrefix(f.boot.Pubkey, "/"); strings.HasPrefix(key, initramfs.KeyDir+"/") && !im.Has(key) {
 		warnings = append(warnings, f.config+": pubkey is "+f.boot.Pubkey+", and the image has no such file: add it with --key")
+	}
+	if f.boot.Coldplug == "udev" && f.udev == "" && len(f.include)+len(f.programs) == 0 {
+		warnings = append(warnings, f.config+": coldplug is udev, and the image has none: add --udev")
 	}
 	return warnings
 }
@@ -392,12 +400,12 @@ func (m *madeImage) print(w io.Writer) error {
 		errs = append(errs, err)
 	}
 	say("program  %s\n", m.program)
-	say("stage 1  %d modules of %s, %d firmware files\n", len(s.Modules), m.kver, len(s.Firmware))
+	say("stage 1  %s of %s, %s\n", counted(len(s.Modules), "module"), m.kver, counted(len(s.Firmware), "firmware file"))
 	if len(s.Absent) > 0 {
 		say("absent   this kernel has no %s\n", strings.Join(s.Absent, ", "))
 	}
 	if n := len(s.NoFirmware); n > 0 {
-		say("missing  %d firmware files that the modules declare are not there (--json names them)\n", n)
+		say("missing  %s that the modules declare (--json names them)\n", counted(n, "firmware file"))
 	}
 	if m.bytes > 0 {
 		say("image    %s, %s (%v)\n", m.file, humanBytes(m.bytes), m.compression)

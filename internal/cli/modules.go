@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,8 +87,18 @@ func (a *app) resolver(f *modulesFlags, fsys fs.FS) (*kmod.Tree, *kmod.Resolver,
 	if err != nil {
 		return nil, nil, err
 	}
-	a.warn(config.Warnings())
+	a.warn(f.warnings(config))
 	return t, kmod.NewResolver(t, config, nil), nil
+}
+
+// warnings are those of a configuration, each with the whole path of its file.
+func (f *modulesFlags) warnings(c *kmod.Config) []string {
+	root := cmp.Or(f.root, "/")
+	var all []string
+	for _, w := range c.Warnings() {
+		all = append(all, filepath.Join(root, w))
+	}
+	return all
 }
 
 func (f *modulesFlags) readConfig() (*kmod.Config, error) {

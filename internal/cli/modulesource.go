@@ -66,6 +66,15 @@ func (a *app) openModules(cmd *cobra.Command, t *trust, file string, timeout tim
 	return s, nil
 }
 
+// notOf fails for a manifest that says of itself that it is of another kind than the
+// one that is needed; nil is a directory.
+func notOf(m *manifest.Manifest, kind, file string) error {
+	if m != nil && m.Tag(manifest.TagKind) == kind {
+		return fmt.Errorf("%s is a manifest of %s: give that of the other kind", shown(file), kind)
+	}
+	return nil
+}
+
 // A firstFailure is a store that, once it could not answer, is not asked again:
 // what reads thousands of objects would wait for each.
 type firstFailure struct {

@@ -544,7 +544,7 @@ func (a *app) printPackages(list []lockedPackage) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.Stdout, "%s, %s\n", count(int64(len(list)), "package", "packages"), humanBytes(total))
+	_, err := fmt.Fprintf(a.Stdout, "%s, %s\n", counted(len(list), "package"), humanBytes(total))
 	return err
 }
 

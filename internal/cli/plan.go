@@ -59,9 +59,9 @@ machine that runs already, or runs another kernel, --ignore-loaded plans as for 
 next boot.
 
 With --json, one object a line, each with a type:
-  module    order, kind (insmod, install), module, path, size, options, command,
-            reason (direct, dependency, softdep), catch_all, modaliases, needs and
-            after: the orders of modules to load before
+  module    order (from 0), kind (insmod, install), module, path, size, options,
+            command, reason (direct, dependency, softdep), catch_all, modaliases,
+            needs and after: the orders of modules to load before
   firmware  name, path, size, modules
   omitted   module, why (over the cap, not there), names, files, bytes
   request   modalias, devices, modules (module, outcome, catch_all); there is no
@@ -136,7 +136,11 @@ func (f *planFlags) machine() (*coldplug.Machine, error) {
 		return nil, fmt.Errorf("look for devices: %w", err)
 	}
 	if info.IsDir() {
-		return coldplug.Scan(os.DirFS(name))
+		m, err := coldplug.Scan(os.DirFS(name))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return m, nil
 	}
 	file, err := os.Open(name)
 	if err != nil {
@@ -164,6 +168,9 @@ func (a *app) writeCapture(name string, m *coldplug.Machine) error {
 // makePlan makes the plan for a machine.
 func (a *app) makePlan(cmd *cobra.Command, f *planFlags, machine *coldplug.Machine) (*coldplug.Plan, *moduleSource, error) {
 	s, err := a.openModules(cmd, &f.trust, f.meta, f.timeout)
+	if err == nil {
+		err = notOf(s.m, "firmware", f.meta)
+	}
 	if err != nil {
 		return nil, nil, err
 	}
@@ -171,11 +178,10 @@ func (a *app) makePlan(cmd *cobra.Command, f *planFlags, machine *coldplug.Machi
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", shown(f.meta), err)
 	}
-	config, cmdline, err := f.config(cmd)
+	config, cmdline, err := a.planConfig(cmd, f)
 	if err != nil {
 		return nil, nil, err
 	}
-	a.warn(config.Warnings())
 	o := &coldplug.Options{Refused: kmod.Refused(cmdline), CapFiles: f.capFiles, CapBytes: int64(f.capBytes)}
 	if !f.ignoreLoaded {
 		o.Loaded = machine.Loaded
@@ -195,7 +201,7 @@ func (a *app) makePlan(cmd *cobra.Command, f *planFlags, machine *coldplug.Machi
 
 // config reads what modprobe and the kernel are told: by the flags, or on this
 // machine if the plan is for it.
-func (f *planFlags) config(cmd *cobra.Command) (*kmod.Config, string, error) {
+func (a *app) planConfig(cmd *cobra.Command, f *planFlags) (*kmod.Config, string, error) {
 	here := f.sysfs == ""
 	m := modulesFlags{config: f.modprobe, cmdline: f.cmdline}
 	if here && len(f.modprobe) == 0 {
@@ -212,7 +218,11 @@ func (f *planFlags) config(cmd *cobra.Command) (*kmod.Config, string, error) {
 		m.cmdline = string(text)
 	}
 	config, err := m.readConfig()
-	return config, m.cmdline, err
+	if err != nil {
+		return nil, "", err
+	}
+	a.warn(m.warnings(config))
+	return config, m.cmdline, nil
 }
 
 // objects returns how many objects hold the modules of a plan.
@@ -246,10 +256,10 @@ func (a *app) printPlan(p *coldplug.Plan, f *planFlags, s *moduleSource) error {
 	a.printRest(p, f)
 	objects := ""
 	if n := s.objects(p); n > 0 {
-		objects = fmt.Sprintf(" in %d objects", n)
+		objects = " in " + counted(n, "object")
 	}
-	_, err := fmt.Fprintf(a.Stdout, "total: %d modules, %s%s; %d firmware files, %s; %d of %d modaliases unresolved\n",
-		len(p.Modules), humanBytes(p.ModuleBytes()), objects, len(p.Firmware), humanBytes(p.FirmwareBytes()), len(p.Unresolved()), len(p.Requests))
+	_, err := fmt.Fprintf(a.Stdout, "total: %s, %s%s; %s, %s; %d of %d modaliases unresolved\n", counted(len(p.Modules), "module"),
+		humanBytes(p.ModuleBytes()), objects, counted(len(p.Firmware), "firmware file"), humanBytes(p.FirmwareBytes()), len(p.Unresolved()), len(p.Requests))
 	return err
 }
 
@@ -260,9 +270,9 @@ func (a *app) printRest(p *coldplug.Plan, f *planFlags) {
 		if o.Why == coldplug.OverCap {
 			most := "any number of files"
 			if f.capFiles > 0 {
-				most = fmt.Sprintf("%d files", f.capFiles)
+				most = counted(f.capFiles, "file")
 			}
-			fmt.Fprintf(a.Stdout, "left out: %d firmware files, %s, of %s: over the cap of %s and %s\n", o.Files, humanBytes(o.Bytes), name, most, humanBytes(int64(f.capBytes)))
+			fmt.Fprintf(a.Stdout, "left out: %s, %s, of %s: over the cap of %s and %s\n", counted(o.Files, "firmware file"), humanBytes(o.Bytes), name, most, humanBytes(int64(f.capBytes)))
 		} else {
 			fmt.Fprintf(a.Stdout, "not there: %d of the firmware files that %s declares\n", len(o.Names), name)
 		}
@@ -320,15 +330,22 @@ func why(p *coldplug.Plan, i int) string {
 	return text
 }
 
-// directly returns the first request that stands for a module.
+// directly returns the first request that stands for a module, best one that is for
+// more than a vendor or class.
 func directly(p *coldplug.Plan, i int) *coldplug.Request {
+	first := &coldplug.Request{}
 	for _, k := range p.Modules[i].Requests {
 		r := &p.Requests[k]
-		if slices.ContainsFunc(r.Matches, func(m coldplug.Match) bool { return m.Module == p.Modules[i].Module }) {
+		at := slices.IndexFunc(r.Matches, func(m coldplug.Match) bool { return m.Module == p.Modules[i].Module })
+		switch {
+		case at < 0:
+		case !r.Matches[at].CatchAll:
 			return r
+		case first.Modalias == "":
+			first = r
 		}
 	}
-	return &coldplug.Request{}
+	return first
 }
 
 // wantedBy says whose softdep brought a module: that of one which comes after it,

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"overmount/coldplug"
+	"overmount/kmod"
 	"overmount/kmod/kmodtest"
 )
 
@@ -50,5 +52,22 @@ func TestPlanFetchesNothing(t *testing.T) {
 	mustRun(t, "overmount", "modules", "info", "-m", metas["modules"], "m19")
 	if got := server.requests(); len(got) == 0 {
 		t.Error("modules info asked for nothing, so that this test proves nothing")
+	}
+}
+
+// A driver that one device asks for by its number, and another by its vendor, is there
+// for the first.
+func TestWhyPrefersTheDevice(t *testing.T) {
+	vendor := coldplug.Request{Modalias: "vendor", Matches: []coldplug.Match{{Module: "gpu", CatchAll: true}}}
+	device := coldplug.Request{Modalias: "device", Matches: []coldplug.Match{{Module: "other"}, {Module: "gpu"}}}
+	gpu := kmod.Action{Module: "gpu"}
+	p := &coldplug.Plan{
+		Modules:  []coldplug.Module{{Action: gpu, Requests: []int{0, 1}}, {Action: gpu, Requests: []int{0}}},
+		Requests: []coldplug.Request{vendor, device},
+	}
+	for i, want := range []string{"device", "vendor"} {
+		if got := why(p, i); got != want {
+			t.Errorf("why = %q, want %q", got, want)
+		}
 	}
 }

@@ -167,12 +167,12 @@ func (a *app) profiled(file, class string, s bootpack.Summary) error {
 			"file": file, "class": class, "members": s.Members, "plain": s.Plain, "bytes": s.Size, "unknown": s.Unknown, "left": s.Left,
 		})
 	}
-	fmt.Fprintf(a.Stdout, "%s: %d blocks of %s in %s\n", file, s.Members, humanBytes(s.Plain), humanBytes(s.Size))
+	fmt.Fprintf(a.Stdout, "%s: %s of %s in %s\n", file, counted(s.Members, "block"), humanBytes(s.Plain), humanBytes(s.Size))
 	if s.Unknown > 0 {
-		fmt.Fprintf(a.Stderr, "overmount: %d blocks of the records are not in the manifest\n", s.Unknown)
+		fmt.Fprintf(a.Stderr, "overmount: %s of the records not in the manifest\n", counted(s.Unknown, "block"))
 	}
 	if s.Left > 0 {
-		fmt.Fprintf(a.Stderr, "overmount: %d blocks did not fit: a pack has at most %s\n", s.Left, humanBytes(bootpack.MaxPlain))
+		fmt.Fprintf(a.Stderr, "overmount: %s did not fit: a pack has at most %s\n", counted(s.Left, "block"), humanBytes(bootpack.MaxPlain))
 	}
 	return nil
 }

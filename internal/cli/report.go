@@ -35,8 +35,10 @@ Whether a module is loaded, and its devices, is what the kernel said in the end.
 
 With --json, the report as it is in /run/overmount/report.json, in one line: kver,
 degraded, steps (name, start_ns, took_ns, note or error), mounts (kind, manifest,
-state, serial, dir, counts), drivers (all of them), rebound,
-and pending: kinds that are tried again.
+state, serial, dir, counts), drivers (all of them: module, state, bound, took_ns, error,
+files, objects, object_bytes, read_bytes, requests, retries, waited_ns,
+prefetched_blocks, prefetch_hits, opened, fetched_ahead), rebound (device, modules,
+driver, took_ns, error), and pending: kinds that are tried again.
 
 A manifest's state is fetched, unchanged (since it was kept), local (a file), kept
 (fetched by an earlier boot) or embedded (the image's); the last two mean that
@@ -44,7 +46,8 @@ its place could not be used. Counted are
 
   files, reads, read_bytes             that were read through the mount
   failed_reads, waited_ms              of these, and for how long all waited together
-  objects, object_bytes                that came from stores, less what the cache had
+  objects, object_bytes                that came from stores, less what the cache had;
+                                       boot packs and manifests are no objects
   requests, failed_requests            to stores; of those that failed, most were tried
                                        again
   retries                              requests after the first for an object
@@ -94,7 +97,7 @@ func (a *app) printReport(r *boot.Report, drivers bool) error {
 	for _, s := range r.Steps {
 		result := s.Note
 		if s.Error != "" {
-			result = "failed: " + s.Error
+			result = "failed: " + oneLine(s.Error)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, seconds(s.Start), seconds(s.Took), result)
 	}
@@ -116,6 +119,9 @@ func (a *app) printReport(r *boot.Report, drivers bool) error {
 	return a.printDrivers(r.Drivers, drivers)
 }
 
+// oneLine shows several errors in one line of a table.
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
 // printRebound prints what was probed again.
 func (a *app) printRebound(devices []boot.Rebound) error {
 	if len(devices) == 0 {
@@ -125,7 +131,7 @@ func (a *app) printRebound(devices []boot.Rebound) error {
 	w := newTable(a.Stdout)
 	for _, d := range devices {
 		driver := cmp.Or(d.Driver, "no driver")
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", d.Device, driver, seconds(d.Took), strings.Join(d.Modules, " "), d.Error)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\t%s\n", d.Device, driver, seconds(d.Took), strings.Join(d.Modules, " "), oneLine(d.Error))
 	}
 	return w.Flush()
 }
@@ -152,7 +158,7 @@ func (a *app) printDrivers(drivers []boot.Driver, all bool) error {
 	if all {
 		which = "the slowest first"
 	}
-	fmt.Fprintf(a.Stdout, "\n%d of %d modules loaded; %s:\n", loaded, modules, which)
+	fmt.Fprintf(a.Stdout, "\n%d of %s loaded; %s:\n", loaded, counted(modules, "module"), which)
 	w := newTable(a.Stdout)
 	fmt.Fprintf(w, "  MODULE\tSTATE\tTOOK\tWAITED\tFILES\tOBJECTS\tBYTES\tREQUESTS\tRETRIES\tHITS\t\n")
 	slices.SortStableFunc(drivers, func(a, b boot.Driver) int { return cmp.Compare(max(b.Took, b.Waited), max(a.Took, a.Waited)) })
@@ -173,7 +179,7 @@ func driverNotes(d *boot.Driver, all bool) string {
 			notes = append(notes, what+strings.Join(of, " "))
 		}
 	}
-	add("failed: ", d.Error)
+	add("failed: ", oneLine(d.Error))
 	if all {
 		add("bound: ", d.Bound...)
 		add("opened: ", d.Opened...)

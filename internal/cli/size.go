@@ -29,17 +29,21 @@ func (s *size) String() string {
 
 func (s *size) Type() string { return "size" }
 
-// count is a number of things as people say it.
-func count(n int64, one, many string) string {
-	if n == 1 {
-		return "1 " + one
+// counted shows a number of things to a person, given the name of one.
+func counted[N int | int64](n N, one string) string {
+	if n != 1 {
+		one += "s"
 	}
-	return fmt.Sprintf("%d %s", n, many)
+	return fmt.Sprintf("%d %s", n, one)
 }
 
 // countTree is what a manifest has, as people say it. Its root is one of the directories.
 func countTree(s pack.Summary) string {
-	return count(s.Files, "file", "files") + ", " + humanBytes(s.Bytes) + ", and " + count(s.Others, "directory", "directories, links and others")
+	others := "1 directory"
+	if s.Others != 1 {
+		others = fmt.Sprintf("%d directories, links and others", s.Others)
+	}
+	return counted(s.Files, "file") + ", " + humanBytes(s.Bytes) + ", and " + others
 }
 
 // humanBytes shows a number of bytes to a person.

@@ -310,8 +310,11 @@ func (a *app) openFirmware(cmd *cobra.Command, t *trust, file string) (fs.FS, er
 		return os.DirFS(file), nil
 	}
 	m, _, err := t.sameKey().open(cmd.Context(), a, file)
+	if err == nil {
+		err = notOf(m, "modules", file)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("firmware: %w", err)
 	}
 	return manifestFS(cmd.Context(), m, nil), nil
 }

@@ -51,8 +51,23 @@ func (f *warmFlags) check(cmd *cobra.Command) error {
 	}
 	// The end of the mount may find another working directory.
 	abs, err := filepath.Abs(f.record)
+	if err != nil {
+		return err
+	}
 	f.record = abs
-	return err
+	return recordable(abs)
+}
+
+// recordable fails for a record that could not be written in the end, when all has
+// been read.
+func recordable(file string) error {
+	if info, err := os.Stat(file); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("record %s: it is no file", file)
+	}
+	if _, err := os.Stat(filepath.Dir(file)); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	return nil
 }
 
 func (f *warmFlags) prefetcher(t *tree.Tree) *prefetch.Prefetcher {

@@ -17,8 +17,9 @@ const (
 )
 
 // Read opens a file and has it read. If opening or what comes from the file fails, it
-// does both again, twice at most; not if there is no such file, for an error
-// of a local file (fs.PathError), or if only read is not content. read gets the file from its
+// does both again, twice at most; not if there is no such file, or the server refuses
+// it (fs.ErrPermission), for an error of a local file (fs.PathError), or if only read
+// is not content. read gets the file from its
 // start each time.
 func Read(ctx context.Context, open func(context.Context) (io.ReadCloser, error), read func(io.Reader) error) error {
 	for try := 1; ; try++ {
@@ -64,7 +65,7 @@ func once(ctx context.Context, open func(context.Context) (io.ReadCloser, error)
 // passing reports whether an error may be gone the next time.
 func passing(err error) bool {
 	_, local := errors.AsType[*fs.PathError](err)
-	return !local && !errors.Is(err, fs.ErrNotExist)
+	return !local && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission)
 }
 
 // A noted is a reader that keeps its error.

@@ -31,6 +31,7 @@ func TestRead(t *testing.T) {
 		"fails to open":     {func(context.Context) (io.ReadCloser, error) { return nil, line }, nil, nil, 2, time.Second},
 		"fails on the way":  {opens(iotest.ErrReader(line)), nil, nil, 2, time.Second},
 		"not there":         {func(context.Context) (io.ReadCloser, error) { return nil, fs.ErrNotExist }, nil, fs.ErrNotExist, 1, 0},
+		"refused":           {func(context.Context) (io.ReadCloser, error) { return nil, fs.ErrPermission }, nil, fs.ErrPermission, 1, 0},
 		"a local directory": {func(context.Context) (io.ReadCloser, error) { return os.Open("/") }, nil, fs.ErrInvalid, 1, 0},
 		"not content":       {opens(strings.NewReader("wrong")), content, content, 1, 0},
 	} {

@@ -91,8 +91,12 @@ func (d *Dir) refused(resp *http.Response) error {
 	switch code := resp.StatusCode; {
 	case code == http.StatusNotFound || code == http.StatusGone:
 		return fmt.Errorf("the server answers %s (%w)", resp.Status, fs.ErrNotExist)
-	case d.hint != nil && (code == http.StatusUnauthorized || code == http.StatusForbidden):
-		return fmt.Errorf("the server answers %s: %s", resp.Status, d.hint(resp.Request))
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		err := fmt.Errorf("the server answers %s (%w)", resp.Status, fs.ErrPermission)
+		if d.hint != nil {
+			err = fmt.Errorf("%w: %s", err, d.hint(resp.Request))
+		}
+		return err
 	}
 	return fmt.Errorf("the server answers %s", resp.Status)
 }

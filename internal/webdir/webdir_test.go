@@ -102,7 +102,7 @@ func TestOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if _, err := d.Open(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "401 Unauthorized: try a password for /d/x") {
+	if _, err := d.Open(t.Context(), "x"); err == nil || !strings.Contains(err.Error(), "401 Unauthorized (permission denied): try a password for /d/x") || !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("without a password, Open = %v, want the hint", err)
 	}
 	for _, base := range []string{"ftp://me:secret@host/?secret", "http://me:secret@[::1", "/dir"} {
