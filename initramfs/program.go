@@ -53,7 +53,7 @@ func (im *Image) checkProgram(file string) error {
 		return err
 	}
 	defer f.Close()
-	head := make([]byte, 20)
+	head := make([]byte, elfHead)
 	n, err := io.ReadFull(f, head)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
@@ -70,8 +70,11 @@ func (im *Image) checkProgram(file string) error {
 	return nil
 }
 
+// elfHead is how many bytes of an ELF file say for which machine it is.
+const elfHead = 20
+
 // machineOf is the machine in the header of an ELF file, of which these are the first
-// 20 bytes at least.
+// elfHead bytes at least.
 func machineOf(file []byte) elf.Machine {
 	if file[elf.EI_DATA] == byte(elf.ELFDATA2MSB) {
 		return elf.Machine(binary.BigEndian.Uint16(file[18:]))

@@ -42,7 +42,7 @@ func (s *Stage1) Has(name string) bool {
 
 // machine is that of the modules, EM_NONE if there are none.
 func (s *Stage1) machine() elf.Machine {
-	if len(s.Modules) == 0 {
+	if len(s.Modules) == 0 || len(s.Modules[0].plain) < elfHead {
 		return elf.EM_NONE
 	}
 	return machineOf(s.Modules[0].plain)

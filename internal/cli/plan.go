@@ -199,7 +199,7 @@ func (a *app) makePlan(cmd *cobra.Command, f *planFlags, machine *coldplug.Machi
 	return coldplug.New(tree, config, s.facts(), o).Plan(machine.Devices), s, nil
 }
 
-// config reads what modprobe and the kernel are told: by the flags, or on this
+// planConfig reads what modprobe and the kernel are told: by the flags, or on this
 // machine if the plan is for it.
 func (a *app) planConfig(cmd *cobra.Command, f *planFlags) (*kmod.Config, string, error) {
 	here := f.sysfs == ""
