@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"overmount/block"
+	"overmount/internal/testenv"
 	"overmount/manifest"
 	"overmount/store"
 	"overmount/store/storetest"
@@ -50,16 +51,7 @@ func TestReadingWhatWasStoredMakesNoRequest(t *testing.T) {
 		files = append(files, treetest.File{Path: fmt.Sprintf("kernel/drivers/net/%d.ko", size), Data: treetest.Random(uint64(i), size)})
 	}
 	files = append(files, treetest.File{Path: "kernel/zlink.ko", LinkTo: "kernel/drivers/net/4097.ko"})
-	// A kernel may drop what it has whenever it likes, and some do so ahead of need
-	// (DAMON): then it asks, and rightly so. It does not do that each time.
-	var asked error
-	for range 3 {
-		if asked = readStored(t, files); asked == nil {
-			return
-		}
-		t.Log(asked)
-	}
-	t.Error(asked)
+	testenv.PageCache(t, func() error { return readStored(t, files) })
 }
 
 // readStored stores files, the last of which is a second name of another, reads them,
@@ -101,24 +93,27 @@ func around(text, words string) string {
 
 // What the kernel drops, it asks for again.
 func TestReadingWhatWasNotStoredIsCounted(t *testing.T) {
-	var reads readCounter
-	m := mountTree(t, Options{Watcher: &reads}, treetest.File{Path: "a.ko", Data: treetest.Random(1, 2*block.Size)})
-	plain, err := m.t.Prefetch(t.Context(), find(t, m, "a.ko"), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Store(find(t, m, "a.ko"), 0, plain); err != nil {
-		t.Fatal(err)
-	}
-	if _, stderr, err := run(t, "cat", m.path("a.ko")); err != nil {
-		t.Fatalf("cat: %v: %s", err, stderr)
-	}
-	if begun, ended := reads.begun.Load(), reads.ended.Load(); begun == 0 || begun != ended {
-		t.Errorf("reading a file of which half was stored made %d READs, %d of them ended; want some, all ended", begun, ended)
-	}
-	if got := m.src.Total(); got != 2 {
-		t.Errorf("the store was asked %d times, want once for each block", got)
-	}
+	testenv.PageCache(t, func() error {
+		var reads readCounter
+		m := mountTree(t, Options{Watcher: &reads}, treetest.File{Path: "a.ko", Data: treetest.Random(1, 2*block.Size)})
+		plain, err := m.t.Prefetch(t.Context(), find(t, m, "a.ko"), 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Store(find(t, m, "a.ko"), 0, plain); err != nil {
+			t.Fatal(err)
+		}
+		if _, stderr, err := run(t, "cat", m.path("a.ko")); err != nil {
+			t.Fatalf("cat: %v: %s", err, stderr)
+		}
+		if begun, ended := reads.begun.Load(), reads.ended.Load(); begun == 0 || begun != ended {
+			t.Errorf("reading a file of which half was stored made %d READs, %d of them ended; want some, all ended", begun, ended)
+		}
+		if got := m.src.Total(); got != 2 {
+			return fmt.Errorf("the store was asked %d times, want once for each block", got)
+		}
+		return nil
+	})
 }
 
 func TestStoreRefuses(t *testing.T) {

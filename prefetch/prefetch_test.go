@@ -129,6 +129,13 @@ func (h heard) Declared(names []string) { h.names <- names }
 // Reading the first bytes of a module fetches the rest of it and what it needs, to
 // where reading it makes no request; and tells of the firmware.
 func TestReadingAModuleFetchesItsClosure(t *testing.T) {
+	testenv.PageCache(t, func() error { return readClosure(t) })
+}
+
+// readClosure reads a module and then its closure, and fails if the latter made
+// requests.
+func readClosure(t *testing.T) error {
+	t.Helper()
 	h := heard{make(chan []string, 10)}
 	files := modules()
 	w := mounted(t, prefetch.Options{Closure: true, Firmware: h}, files...)
@@ -149,6 +156,11 @@ func TestReadingAModuleFetchesItsClosure(t *testing.T) {
 	if got := w.requested("kernel/other.ko"); got != 0 {
 		t.Errorf("a module that is not needed was requested %d times", got)
 	}
+	for _, f := range files[:5] {
+		if got, want := w.requested(f.Path), (len(f.Data)+block.Size-1)/block.Size; got > want {
+			t.Errorf("%s was requested %d times, want %d, each block once", f.Path, got, want)
+		}
+	}
 	reads, requests := w.Stats().Reads, w.src.Total()
 	for _, f := range files {
 		if f.Path == "kernel/other.ko" || f.Path == "kernel/top.ko" {
@@ -158,20 +170,20 @@ func TestReadingAModuleFetchesItsClosure(t *testing.T) {
 			t.Errorf("%s has other content than was packed", f.Path)
 		}
 	}
-	if s := w.Stats(); s.Reads != reads || w.src.Total() != requests || s.Closures != 5 {
-		t.Errorf("reading the closure made %d READs and %d requests, want none; Stats %+v", s.Reads-reads, w.src.Total()-requests, s)
-	}
+	s, asked := w.Stats(), w.src.Total()-requests
 	if !bytes.Equal(w.cat("kernel/top.ko"), files[5].Data) {
 		t.Error("top.ko has other content than was packed")
+	}
+	if s.Closures != 5 {
+		t.Errorf("Stats = %+v, want 5 closures", s)
 	}
 	if got := w.src.MaxConcurrent(); got > 18 {
 		t.Errorf("%d requests at a time, want the limit of 16 and readers", got)
 	}
-	for _, f := range files[:5] {
-		if got, want := w.requested(f.Path), (len(f.Data)+block.Size-1)/block.Size; got > want {
-			t.Errorf("%s was requested %d times, want %d, each block once", f.Path, got, want)
-		}
+	if s.Reads != reads || asked != 0 {
+		return fmt.Errorf("reading the closure made %d READs and %d requests, want none; Stats %+v", s.Reads-reads, asked, s)
 	}
+	return nil
 }
 
 func TestNoClosureUnlessAsked(t *testing.T) {
@@ -183,6 +195,12 @@ func TestNoClosureUnlessAsked(t *testing.T) {
 }
 
 func TestFiles(t *testing.T) {
+	testenv.PageCache(t, func() error { return readFiles(t) })
+}
+
+// readFiles fetches files and then reads them, and fails if the latter made READs.
+func readFiles(t *testing.T) error {
+	t.Helper()
 	files := append(modules(), treetest.File{Path: "kernel/zlink.ko", Mode: 0o120777, Target: "other.ko"})
 	w := mounted(t, prefetch.Options{}, files...)
 	names := []string{"kernel/zlink.ko", "kernel/top.ko", "kernel/nosuch.ko", "kernel", "../etc/passwd", "kernel/./mid.ko"}
@@ -190,16 +208,20 @@ func TestFiles(t *testing.T) {
 	if want := (prefetch.Result{Files: 3, Bytes: 2000 + 3*block.Size + 5 + block.Size + 1, Missing: 3}); got != want || err != nil {
 		t.Errorf("Files = %+v, %v, want %+v", got, err, want)
 	}
-	requests := w.src.Total()
+	if s := w.Stats(); s.Stored != 7 || w.src.Total() != 7 {
+		t.Errorf("after Files: %+v, %d requests, want 7 blocks stored", s, w.src.Total())
+	}
 	if !bytes.Equal(w.cat("kernel/top.ko", "kernel/mid.ko", "kernel/zlink.ko"), slices.Concat(files[5].Data, files[2].Data, files[3].Data)) {
 		t.Error("what was fetched ahead is not what was packed")
 	}
-	if s := w.Stats(); s.Reads != 0 || s.Stored != 7 || w.src.Total() != requests || requests != 7 {
-		t.Errorf("reading what Files fetched: %+v, %d requests, want 7 blocks stored and no READ", s, requests)
-	}
+	s, requests := w.Stats(), w.src.Total()
 	if got, err := w.Files(t.Context(), names); err != nil || got.Failed != 0 || w.src.Total() != requests {
 		t.Errorf("Files again = %+v, %v with %d requests, want none", got, err, w.src.Total()-requests)
 	}
+	if s.Reads != 0 || requests != 7 {
+		return fmt.Errorf("reading what Files fetched: %+v, %d requests, want no READ", s, requests-7)
+	}
+	return nil
 }
 
 // With the store gone, prefetch gives up at once, and silently; readers do not.
@@ -316,16 +338,26 @@ func TestPack(t *testing.T) {
 	if err != nil || s.Members != 5 {
 		t.Fatalf("Write = %+v, %v, want 5 members", s, err)
 	}
+	testenv.PageCache(t, func() error { return readPacked(t, pack.Bytes(), files) })
+}
+
+// readPacked takes a pack of files and then reads them, and fails if that made READs.
+func readPacked(t *testing.T, pack []byte, files []treetest.File) error {
+	t.Helper()
 	w := mounted(t, prefetch.Options{Closure: true}, files...)
-	if n, err := w.Pack(t.Context(), bytes.NewReader(pack.Bytes())); n != 5 || err != nil {
+	if n, err := w.Pack(t.Context(), bytes.NewReader(pack)); n != 5 || err != nil {
 		t.Errorf("Pack = %d, %v, want 5 blocks", n, err)
+	}
+	if s := w.Stats(); s.Stored != 6 || w.src.Total() != 0 {
+		t.Errorf("after Pack: %+v, %d requests, want 6 blocks stored and no request", s, w.src.Total())
 	}
 	if !bytes.Equal(w.cat("kernel/top.ko", "kernel/other.ko", "kernel/twin.ko"), slices.Concat(files[5].Data, files[3].Data, files[3].Data)) {
 		t.Error("what came with the pack is not what was packed")
 	}
-	if s := w.Stats(); s.Reads != 0 || s.Stored != 6 || w.src.Total() != 0 {
-		t.Errorf("reading what was in the pack: %+v, %d requests, want 6 blocks stored, no READ and no request", s, w.src.Total())
+	if s := w.Stats(); s.Reads != 0 || w.src.Total() != 0 {
+		return fmt.Errorf("reading what was in the pack: %+v, %d requests, want no READ and no request", s, w.src.Total())
 	}
+	return nil
 }
 
 // What comes before a pack is cut short is of use, and what waited for it goes on.

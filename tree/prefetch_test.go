@@ -83,8 +83,8 @@ func TestPrefetchLeavesRoomForReaders(t *testing.T) {
 						t.Error(err)
 					}
 				})
+				synctest.Wait() // they queue in order
 			}
-			synctest.Wait()
 		}
 		readers := func(from, to int) {
 			for _, ino := range inos[from:to] {

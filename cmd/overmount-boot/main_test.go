@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -153,17 +155,54 @@ func testMount(t *testing.T, full, boot string) {
 	write(t, filepath.Join(place, "covered"), "")
 	must(t, full, "pack", "-m", manifest, "-s", "dir://"+objects, source)
 	t.Cleanup(func() { _ = unix.Unmount(place, unix.MNT_DETACH) })
-	must(t, boot, "mount", "-d", "-m", manifest, "-c", filepath.Join(dir, "cache"), place)
+	ready := filepath.Join(dir, "ready")
+	must(t, boot, "mount", "-d", "-m", manifest, "-c", filepath.Join(dir, "cache"), "--ready-file", ready, place)
+	ended := watch(t, ready)
 	if got := must(t, "cat", filepath.Join(place, "a")); got != "content\n" {
 		t.Errorf("the mount has %q", got)
 	}
 	must(t, boot, "umount", place)
+	ended() // which writes to the cache until then
 
 	must(t, full, "config", "-m", manifest, "store", "add", "-s", "s3://s3.example.com/bucket")
 	must(t, full, "config", "-m", manifest, "store", "delete", "-s", "dir://"+objects)
 	const want = `the program for machines that boot reads no scheme "s3", only dir, http, https, zdb`
 	if code, _, got := run(t, boot, "mount", "-m", manifest, "-c", "none", place); code != 1 || !strings.Contains(got, want) {
 		t.Errorf("mount from S3 ended with %d and %q, want 1 and %q", code, got, want)
+	}
+}
+
+// watch returns a function that waits for the end of the process whose number is in a
+// file.
+func watch(t *testing.T, file string) (ended func()) {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	process := os.NewFile(uintptr(fd), "process")
+	t.Cleanup(func() { process.Close() })
+	return func() {
+		t.Helper()
+		fds := []unix.PollFd{{Fd: int32(process.Fd()), Events: unix.POLLIN}}
+		for end := time.Now().Add(time.Minute); time.Now().Before(end); {
+			n, err := unix.Poll(fds, 1000)
+			if n > 0 {
+				return
+			}
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				t.Fatal(err)
+			}
+		}
+		t.Errorf("process %d still runs after a minute", pid)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -35,21 +36,21 @@ func kernelTree(t *testing.T) string {
 	return dir
 }
 
-// An objectServer serves a directory and counts the requests for each object.
+// An objectServer serves a directory and notes when each object was asked for.
 type objectServer struct {
 	url string
 
-	mu     sync.Mutex
-	counts map[string]int
+	mu    sync.Mutex
+	asked map[string][]time.Time
 }
 
 func serveObjects(t *testing.T, dir string) *objectServer {
 	t.Helper()
-	s := &objectServer{counts: map[string]int{}}
+	s := &objectServer{asked: map[string][]time.Time{}}
 	files := http.FileServer(http.Dir(dir))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
-		s.counts[r.URL.Path]++
+		s.asked[r.URL.Path] = append(s.asked[r.URL.Path], time.Now())
 		s.mu.Unlock()
 		files.ServeHTTP(w, r)
 	}))
@@ -58,24 +59,33 @@ func serveObjects(t *testing.T, dir string) *objectServer {
 	return s
 }
 
-// requests returns how often each object was asked for.
-func (s *objectServer) requests() map[string]int {
+// requests returns when each object was asked for.
+func (s *objectServer) requests() map[string][]time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.counts)
+	return maps.Clone(s.asked)
 }
 
-// onceEach checks that no object was asked for twice, and that least were.
+// onceEach checks that no object was asked for twice, and that least were. A request from
+// which nothing comes for a second gets company, which happens on a busy machine: of a
+// hundred objects one may have been asked for once more, but no sooner.
 func (s *objectServer) onceEach(t *testing.T, who string, least int) {
 	t.Helper()
-	all := s.requests()
+	all, company := s.requests(), 0
 	if len(all) < least {
 		t.Errorf("%s asked for %d objects, want at least %d", who, len(all), least)
 	}
-	for name, n := range all {
-		if n != 1 {
-			t.Errorf("%s asked %d times for %s, want once", who, n, name)
+	for name, times := range all {
+		switch n := len(times); {
+		case n == 1:
+		case n == 2 && times[1].Sub(times[0]) >= time.Second:
+			company++
+		default:
+			t.Errorf("%s asked %d times for %s, within %v, want once", who, n, name, times[n-1].Sub(times[0]))
 		}
+	}
+	if company > len(all)/100 {
+		t.Errorf("%s asked twice for %d of %d objects, want hardly any", who, company, len(all))
 	}
 }
 

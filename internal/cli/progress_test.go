@@ -17,7 +17,7 @@ func TestProgress(t *testing.T) {
 	out := mustRun(t, script, "-qec",
 		"stty cols 80; overmount pack -m "+filepath.Join(dir, "x.fl")+" -s "+filepath.Join(dir, "objects")+" "+src,
 		filepath.Join(dir, "typescript"))
-	if want := regexp.MustCompile(`packing +[0-9]+% .* MiB/s\) \[[0-9]+s:[0-9]+s\]`); !want.MatchString(out) {
+	if want := regexp.MustCompile(`packing +[0-9]+% .* [KM]iB/s\) \[[0-9ms]+s:[0-9ms]+s\]`); !want.MatchString(out) {
 		t.Errorf("on a terminal pack printed %q, want a match of %v", out, want)
 	}
 }

@@ -53,15 +53,18 @@ func TestShellFindsWhatIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(s.dir)
-	printed, err := s.run(t.Context(), 1, "sh", "-c", "setsid sleep 600 >/dev/null 2>&1 </dev/null & echo started")
+	// It waits for a writer who never comes, and before that it says that it is there:
+	// while a program is replaced by another, its environment is not to be seen.
+	const left = `mkfifo here never && { setsid sh -c 'echo started >here; read x <never' >/dev/null 2>&1 </dev/null & } && cat here`
+	printed, err := s.run(t.Context(), 1, "sh", "-c", left)
 	if printed != "started\n" || err != nil {
 		t.Fatalf("run = %q, %v, want %q", printed, err, "started\n")
 	}
-	left := s.processes()
-	if len(left) != 1 {
-		t.Fatalf("processes = %v, want one", left)
+	pids := s.processes()
+	if len(pids) != 1 {
+		t.Fatalf("processes = %v, want one", pids)
 	}
-	if err := syscall.Kill(left[0], syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.endProcesses(); err != nil {

@@ -160,7 +160,7 @@ func (l *lab) check(t *testing.T, who loader, m *vm.VM) *check {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &check{t, l, who, report}
+	return &check{t: t, h: l, who: who, r: report}
 }
 
 // TestBoot boots machines from an image without a driver for anything but its
@@ -308,10 +308,11 @@ func (l *lab) alone(t *testing.T, who loader) {
 
 // A check compares what the guest says and the host has seen with what should be.
 type check struct {
-	t   *testing.T
-	h   *lab
-	who loader
-	r   vm.Report
+	t       *testing.T
+	h       *lab
+	who     loader
+	r       vm.Report
+	company string // the file that was fetched twice; see once
 }
 
 // succeeded checks commands that the guest tried.
@@ -444,9 +445,7 @@ func (c *check) firmware() {
 	}
 	files := c.h.files(c.h.host.firmware)
 	for _, name := range want {
-		if files[name] != 1 {
-			c.t.Errorf("firmware %s was fetched %d times, want once", name, files[name])
-		}
+		c.once(files, name)
 	}
 	c.succeeded("request:labtest/blob.bin")
 	if got, want := c.r.One("content:labtest/blob.bin"), fmt.Sprintf("%x", sha256.Sum256(blob(1))); got != want {
@@ -459,6 +458,21 @@ func (c *check) firmware() {
 	}
 	if n := len(c.r["request:labtest/absent.bin"]); n != 2 {
 		c.t.Errorf("the absent firmware was asked for %d times, want 2", n)
+	}
+}
+
+// once checks that a file was fetched, and not again. A request from which nothing comes
+// for a second gets company, which happens on a busy host, so one file of all may have
+// been fetched twice.
+func (c *check) once(fetched map[string]int, name string) {
+	c.t.Helper()
+	switch n := fetched[name]; {
+	case n == 1:
+	case n == 2 && c.company == "":
+		c.company = name
+		c.t.Logf("%s was fetched twice", name)
+	default:
+		c.t.Errorf("%s was fetched %d times, want once", name, n)
 	}
 }
 
@@ -529,7 +543,5 @@ func (c *check) switched(module string) {
 	if got, want := c.r.One("content:labtest/late.bin"), fmt.Sprintf("%x", sha256.Sum256(blob(2))); got != want {
 		c.t.Errorf("after switch_root the kernel got a late.bin with the sum %s, want %s", got, want)
 	}
-	if n := c.h.files(c.h.modules)[c.h.path(module)]; n != 1 {
-		c.t.Errorf("%s was fetched %d times, want once", module, n)
-	}
+	c.once(c.h.files(c.h.modules), c.h.path(module))
 }
