@@ -80,9 +80,7 @@ func firmwareBoot(t *testing.T) (dir, config string) {
 	testenv.FUSE(t)
 	dir = t.TempDir()
 	manifest, config := filepath.Join(dir, "firmware.fl"), filepath.Join(dir, "boot.toml")
-	if err := os.Mkdir(filepath.Join(dir, "src"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	writeFile(t, filepath.Join(dir, "src/a.bin"), "firmware")
 	mustRun(t, "overmount", "pack", "--kind", "firmware", "-m", manifest, "-s", "dir://"+dir+"/objects", filepath.Join(dir, "src"))
 	text := fmt.Sprintf("kver = '6.1.0-test'\nmodules = 'none'\nfirmware = %q\nfirmware-dir = %q\nrun-dir = %q\ncache = 'none'\ncoldplug = 'none'\nstage1-firmware = 'none'\n",
 		manifest, dir+"/target", dir+"/run")
