@@ -16,11 +16,14 @@ const MaxCapture = 16 << 20
 
 const captureComment = "What the kernel of a machine said of its devices and modules, as files below /sys.\n\n"
 
+// captureEnd is a file without content behind all others of a capture.
+const captureEnd = "end"
+
 // Capture writes what a machine's kernel said, so that [ReadCapture] gives the same
 // Machine without its warnings. It is an archive in the form of txtar, a text: for
 // each device a file PATH/modalias with a modalias in each line, and for each module
 // a file module/NAME/initstate with its state, which is "builtin" where the kernel
-// has no such file. Nothing else of the machine is in it.
+// has no such file. Nothing else of the machine is in it. The last file is "end".
 func (m *Machine) Capture(w io.Writer) error {
 	b := []byte(captureComment)
 	last := ""
@@ -37,14 +40,14 @@ func (m *Machine) Capture(w io.Writer) error {
 	for _, k := range m.Modules {
 		add("module/"+k.Name+"/initstate", k.State)
 	}
-	_, err := w.Write(b)
+	_, err := w.Write(fmt.Appendf(b, "-- %s --\n", captureEnd))
 	return err
 }
 
 // ReadCapture reads a capture, or any archive in the form of txtar with files of
 // sysfs: PATH/modalias, PATH/uevent and module/NAME/initstate. Other files are
 // passed over. It fails for a text that is longer than MaxCapture, or has no device
-// or paths that sysfs cannot have.
+// or paths that sysfs cannot have, and for a capture that is cut short.
 func ReadCapture(r io.Reader) (*Machine, error) {
 	text, err := io.ReadAll(io.LimitReader(r, MaxCapture+1))
 	if err != nil {
@@ -54,13 +57,18 @@ func ReadCapture(r io.Reader) (*Machine, error) {
 		return nil, fmt.Errorf("read the capture: it is longer than %d bytes", MaxCapture)
 	}
 	var m Machine
+	whole := !strings.HasPrefix(string(text), captureComment)
 	for name, text := range archived(string(text)) {
+		whole = whole || name == captureEnd
 		if err := m.addFile(name, text); err != nil {
 			return nil, fmt.Errorf("read the capture: %w", err)
 		}
 	}
 	if len(m.Devices) == 0 {
 		return nil, fmt.Errorf("read the capture: no device is in it; want a text that \"overmount plan --capture\" has written")
+	}
+	if !whole {
+		return nil, fmt.Errorf("read the capture: it is cut short: the line \"-- %s --\" is not there", captureEnd)
 	}
 	m.sort()
 	seen := map[Device]bool{} // uevent says again what modalias has

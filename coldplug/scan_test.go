@@ -148,6 +148,7 @@ acpi:A:B:
 of:NxTyCz
 -- module/printk/initstate --
 builtin
+-- end --
 `
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("Capture (-want +got):\n%s", diff)
@@ -161,14 +162,15 @@ func TestReadCapture(t *testing.T) {
 		t.Errorf("ReadCapture (-want +got), error %v:\n%s", err, diff)
 	}
 	for text, want := range map[string]string{
-		"":                                      "no device is in it",
-		"\x7fELF":                               "no device is in it",
-		"-- ../devices/x/modalias --\na\n":      `"../devices/x/modalias" is not a path below /sys`,
-		"-- /devices/x/modalias --\na\n":        "is not a path below /sys",
-		"-- devices/\x1b[0m/modalias --\na\n":   "is not a path below /sys",
-		"-- module/x/initstate --\nhappy\n":     `unknown state "happy"`,
-		strings.Repeat("x", MaxCapture+1):       "it is longer than 16777216 bytes",
-		"-- devicesx/x/modalias --\nmodalias\n": "no device is in it",
+		"":                                    "no device is in it",
+		"\x7fELF":                             "no device is in it",
+		"-- ../devices/x/modalias --\na\n":    `"../devices/x/modalias" is not a path below /sys`,
+		"-- /devices/x/modalias --\na\n":      "is not a path below /sys",
+		"-- devices/\x1b[0m/modalias --\na\n": "is not a path below /sys",
+		"-- module/x/initstate --\nhappy\n":   `unknown state "happy"`,
+		strings.Repeat("x", MaxCapture+1):     "it is longer than 16777216 bytes",
+		captureComment + "-- devices/x/modalias --\na\n": "it is cut short",
+		"-- devicesx/x/modalias --\nmodalias\n":          "no device is in it",
 	} {
 		if _, err := ReadCapture(strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("ReadCapture(%.40q) = %v, want an error with %q", text, err, want)

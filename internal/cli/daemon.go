@@ -98,7 +98,11 @@ func launch(ctx context.Context, argv0 string, args []string, file string, stder
 		}
 		return nil, daemonFailed(child.Wait())
 	case <-ctx.Done():
-		return nil, errors.Join(ctx.Err(), stopDaemon(child))
+		err := stopDaemon(child)
+		if err == nil && child.ProcessState.ExitCode() == exitInterrupted {
+			err = exitError{code: exitInterrupted} // the child has said it
+		}
+		return nil, errors.Join(ctx.Err(), err)
 	}
 }
 
