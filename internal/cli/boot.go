@@ -50,7 +50,8 @@ func (a *app) bootCommand() *cobra.Command {
   4. begins to fetch what this machine's devices will ask for;
   5. lets the drivers be loaded: by udev (udevadm control --reload, trigger, settle)
      if its daemon runs, else by itself, as "overmount coldplug" does, from then on
-     also for devices that appear later;
+     also for devices that appear later. Where udev has settled and loaded nothing of
+     what the devices ask for, it does that, too;
   6. loads the modules that are wanted in any case.
 
 Then it returns, and leaves behind the process that serves the mounts. A step that

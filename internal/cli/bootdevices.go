@@ -7,7 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -180,20 +180,70 @@ func (m *machine) byUdev() bool {
 
 func (m *machine) coldplug(ctx context.Context) (boot.Coldplugged, error) {
 	if m.byUdev() {
-		note, err := boot.Udev(ctx, m.config.SettleTimeout)
-		return boot.Coldplugged{Note: note}, err
+		return m.udevColdplug(ctx)
 	}
 	m.unfollow()
 	d := m.drivers(ctx)
-	r, err := d.coldplug(ctx, m.config.SettleTimeout)
+	r, done, err := d.all(ctx, m.config.SettleTimeout)
+	if r != nil {
+		m.follow(ctx, d, r)
+	}
+	return done, err
+}
+
+// udevColdplug has udev load the drivers. That it has settled does not mean that it
+// has: a daemon that died, or does not see the new indexes, settles at once. Then
+// they are loaded from here.
+func (m *machine) udevColdplug(ctx context.Context) (boot.Coldplugged, error) {
+	var before []coldplug.KnownModule
+	if machine, err := coldplug.Scan(os.DirFS("/sys")); err == nil {
+		before = machine.Modules
+	}
+	note, err := boot.Udev(ctx, m.config.SettleTimeout)
+	if err != nil || !m.idle(ctx, before) {
+		return boot.Coldplugged{Note: note}, err
+	}
+	m.log.Warn("udev has settled, and has loaded nothing of what the devices ask for; loading it from here")
+	_, done, err := m.drivers(ctx).all(ctx, m.config.SettleTimeout)
+	done.Note = note + ", which has loaded nothing; from here: " + done.Note
+	return done, err
+}
+
+// idle reports whether no module was loaded since, though devices ask for more than the
+// kernel has.
+func (m *machine) idle(ctx context.Context, before []coldplug.KnownModule) bool {
+	k := m.mounted(boot.Modules)
+	machine, err := coldplug.Scan(os.DirFS("/sys"))
+	if err != nil || k == nil {
+		return false
+	}
+	same := func(a, b coldplug.KnownModule) bool { return a.Name == b.Name }
+	if !slices.EqualFunc(before, machine.Modules, same) {
+		return false
+	}
+	p, err := m.plan(ctx, k)
 	if err != nil {
-		return boot.Coldplugged{}, err
+		m.log.Warn("what udev should have loaded is not known", "error", err)
+		return false
 	}
-	m.follow(ctx, d, r)
-	if len(r.waiting) > 0 {
-		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
+	return mostMissing(p, machine)
+}
+
+// mostMissing reports whether, of the modules that devices ask for, more are yet to be
+// loaded than were. Some always are: those that found that they are not needed.
+func mostMissing(p *coldplug.Plan, machine *coldplug.Machine) bool {
+	planned, loaded := map[string]bool{}, map[string]bool{}
+	for _, r := range p.Requests {
+		for _, match := range r.Matches {
+			switch {
+			case match.Outcome == coldplug.Planned:
+				planned[match.Module] = true
+			case machine.State(match.Module) == "live":
+				loaded[match.Module] = true
+			}
+		}
 	}
-	return boot.Coldplugged{Note: r.String(), Drivers: r.drivers()}, err
+	return len(planned) > len(loaded)
 }
 
 // follow has modules loaded for devices that appear later, until unfollow.

@@ -209,6 +209,18 @@ func (d *driverLoading) coldplug(ctx context.Context, settle time.Duration) (*co
 	return r, r.countDevices(tree)
 }
 
+// all does a coldplug as a step of a boot. The result is nil if it could not be done.
+func (d *driverLoading) all(ctx context.Context, settle time.Duration) (*coldplugResult, boot.Coldplugged, error) {
+	r, err := d.coldplug(ctx, settle)
+	if err != nil {
+		return nil, boot.Coldplugged{}, err
+	}
+	if len(r.waiting) > 0 {
+		err = fmt.Errorf("%v: still on their way: %s", r, strings.Join(r.waiting, ", "))
+	}
+	return r, boot.Coldplugged{Note: r.String(), Drivers: r.drivers()}, err
+}
+
 // follow goes on loading for devices that appear, after a coldplug.
 func (d *driverLoading) follow(ctx context.Context, r *coldplugResult) {
 	events, err := modload.ListenUevents()

@@ -170,6 +170,7 @@ func TestBoot(t *testing.T) {
 	l := newLab(t)
 	t.Run("whole", func(t *testing.T) { l.with(t, l.whole, []loader{udev, own}) })
 	t.Run("image", func(t *testing.T) { l.with(t, l.image, []loader{handed}) })
+	t.Run("deaf", func(t *testing.T) { l.with(t, l.deaf, []loader{handed}) })
 	t.Run("service", func(t *testing.T) { l.with(t, l.service, []loader{systemd}) })
 	t.Run("alone", func(t *testing.T) { l.with(t, l.alone, []loader{systemd}, udev, own) })
 	t.Run("outage", func(t *testing.T) { l.with(t, l.outage, []loader{udev}, own) })
@@ -204,6 +205,19 @@ func (l *lab) image(t *testing.T, who loader) {
 	c.mounts()
 	if got := c.r.One("handed"); got != "1 0" {
 		t.Errorf("the process and how many of udevd are left: %q, want \"1 0\"", got)
+	}
+}
+
+// loadedNothing is in the report of a boot that did what udev should have done.
+const loadedNothing = "by udev, which has loaded nothing; from here: "
+
+// deaf has a udevd that settles and loads nothing: overmount does it then.
+func (l *lab) deaf(t *testing.T, who loader) {
+	c := l.check(t, who, l.start(t, who, "lab.do=booted,bound lab.deaf=yes overmount.prefetch=none", 0))
+	c.booted()
+	c.drivers("")
+	if c.who != own {
+		t.Errorf("the report does not say that udev has loaded nothing")
 	}
 }
 
@@ -348,6 +362,10 @@ func (c *check) booted() {
 			c.t.Errorf("step %s: %s", s.Name, s.Error)
 		}
 		c.t.Logf("step %s took %.2f s: %s", s.Name, s.Took.Seconds(), s.Note)
+	}
+	// A udevd that has just started may miss what it is told, and nobody knows when.
+	if c.who == handed && strings.Contains(notes["coldplug"], loadedNothing) {
+		c.who = own
 	}
 	by := "by udev"
 	if c.who == own {

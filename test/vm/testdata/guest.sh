@@ -46,7 +46,8 @@ await() {
 post() { wget -q -O /dev/null --post-file "$2" "$(param lab.server)/$1"; }
 
 finish() {
-	dmesg | grep -i -E 'firmware|overmount|fuse' | tail -n 40 | sed 's/^/dmesg /' >>$report
+	if [ -d /run/udev ]; then say "udev has noted $(ls /run/udev/data 2>/dev/null | wc -l) devices"; fi
+	dmesg | grep -i -E 'firmware|overmount|fuse|udev' | tail -n 40 | sed 's/^/dmesg /' >>$report
 	sed 's/^/log /' /run/overmount/boot.log | tail -n 100 >>$report
 	mark finished
 	post report $report || cat $report
@@ -277,6 +278,7 @@ phases=$(param lab.do)
 case $0 in
 */default.script)
 	if [ "$1" = bound ]; then look; fi
+	if [ -n "$(param lab.deaf)" ]; then rm -f /usr/lib/udev/rules.d/80-drivers.rules /lib/udev/rules.d/80-drivers.rules; fi
 	exec sh /usr/share/udhcpc/plain.script "$@"
 	;;
 /etc/overmount/start)
