@@ -294,10 +294,10 @@ func (s *selection) odd(out *Stage1) (warnings []string) {
 
 // addWeakdeps adds what the modules may ask the kernel for while they run.
 func (s *selection) addWeakdeps() {
-	todo := slices.Sorted(maps.Keys(s.names))
-	for len(todo) > 0 {
-		name := todo[0]
-		todo = todo[1:]
+	queue := slices.Sorted(maps.Keys(s.names))
+	for len(queue) > 0 {
+		name := queue[0]
+		queue = queue[1:]
 		for _, weak := range s.resolver.Weakdeps(name) {
 			found, err := s.resolver.Lookup(weak)
 			if err != nil {
@@ -305,7 +305,7 @@ func (s *selection) addWeakdeps() {
 			}
 			for _, other := range found {
 				if !s.names[other] && !s.refuses(other) && s.module(other) {
-					todo = append(todo, other)
+					queue = append(queue, other)
 				}
 			}
 		}

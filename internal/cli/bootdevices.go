@@ -203,10 +203,18 @@ func (m *machine) udevColdplug(ctx context.Context) (boot.Coldplugged, error) {
 	if err != nil || !m.idle(ctx, before) {
 		return boot.Coldplugged{Note: note}, err
 	}
-	m.log.Warn("udev has settled, and has loaded nothing of what the devices ask for; loading it from here")
+	m.log.Warn("udev has settled, and has loaded nothing of what the devices ask for; loading it from here", "daemon", answer(ctx))
 	_, done, err := m.drivers(ctx).all(ctx, m.config.SettleTimeout)
 	done.Note = note + ", which has loaded nothing; from here: " + done.Note
 	return done, err
+}
+
+// answer says whether udev's daemon is there.
+func answer(ctx context.Context) string {
+	if err := boot.ReloadUdev(ctx, 5*time.Second); err != nil {
+		return "does not answer: " + err.Error()
+	}
+	return "answers"
 }
 
 // idle reports whether no module was loaded since, though devices ask for more than the
